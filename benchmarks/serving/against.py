@@ -77,7 +77,8 @@ def _started(root: Path, items: Sequence[int], canary: bool) -> Iterator[tuple[I
             yield process.stdin, process.stdout
         finally:
             process.stdin.close()
-            process.wait(60)
+            with process.stdout:
+                process.wait(60)
 
 
 def _answer(stdin: IO[str], stdout: IO[str], place: int) -> float:

@@ -59,7 +59,7 @@ async def examine(
     artifacts = await session.artifacts.all()
     for digest, place in artifacts.items():
         try:
-            found = await digest_of_pieces(digest, pieces_in(session, objects, digest))
+            found = await digest_of_pieces(digest, pieces_in(session, objects, digest, place))
         except ArtifactError as error:
             if place.key is None:
                 raise
@@ -113,9 +113,10 @@ async def _learned(session: Session, folder: Path, objects: Objects | None) -> F
 
 async def _fetch(session: Session, objects: Objects | None, digest: str, folder: Path) -> Path:
     """An artifact as a file of the folder."""
+    stored = await session.artifacts.find(digest)
     async with (
         files.create_slowly(folder, FILE_SUFFIX) as file,
-        aclosing(pieces_in(session, objects, digest)) as pieces,
+        aclosing(pieces_in(session, objects, digest, stored)) as pieces,
     ):
         async for piece in pieces:
             await asyncio.to_thread(file.write, piece)

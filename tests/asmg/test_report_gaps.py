@@ -25,6 +25,8 @@ from tests.asmg.reports import (
 
 pytest.importorskip("matplotlib", reason="comes with the extra `experiments`")
 
+pytestmark = pytest.mark.usefixtures("roughly_drawn")
+
 
 class TestMissing:
     """What is not there is said, and the rest is shown."""

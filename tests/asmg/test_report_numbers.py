@@ -30,6 +30,8 @@ from tests.asmg.reports import (
 
 pytest.importorskip("matplotlib", reason="comes with the extra `experiments`")
 
+pytestmark = pytest.mark.usefixtures("roughly_drawn")
+
 COLD_AND_WARM = SLICES[1:5]
 
 

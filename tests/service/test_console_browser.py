@@ -307,6 +307,9 @@ def check_guardrails(console: Console) -> None:
     expect(rules.filter(has_text="live loss")).to_contain_text("at most")
     expect(rules.filter(has_text="drift clicks")).to_contain_text("alert is open")
     expect(rules.filter(has_text="drift new users")).to_contain_text("knows too little")
+    shadow = page.get_by_role("table", name="Shadows").get_by_role("row").nth(1)
+    expect(shadow).to_contain_text("somebody was deleted")
+    expect(shadow).to_contain_text("behind")
     row = page.get_by_role("table", name="AUC by version and period").get_by_role("row").filter(has_text="v2")
     expect(row.get_by_role("cell").nth(1)).to_have_text("−0.045")  # on period 1, and as the mean
     expect(row.get_by_role("cell").nth(0)).to_have_text("−0.045")
@@ -468,7 +471,9 @@ async def change_behind(dsn: str) -> str:
 
 
 async def forget(dsn: str) -> None:
-    """Have version 2 rank period 1, of which something was kept, worse than version 1; open two alerts."""
+    """Have version 2 rank period 1, of which something was kept, worse than version 1; open two alerts; add a
+    shadow that has started again.
+    """
     database = Database(dsn, pool_size=1)
     async with database.unit_of_work() as work:
         [kept] = await work.samples.newest(1)
@@ -481,6 +486,8 @@ async def forget(dsn: str) -> None:
             await work.samples.score([score])
         await raise_alert(work, AlertKind.GATE_REFUSED, MESSAGE, severity=Severity.CRITICAL, period=2, version=2)
         await raise_alert(work, AlertKind.DRIFT_CLICKS, "far more clicks than usual", numbers={"now": 0.9})
+        await work.connection.execute(text("INSERT INTO shadows (method, version, state) VALUES ('iu', 1, '{}')"))
+        await work.audit.add("worker", "restart_shadow", {"method": "iu", "version": 1}, reason="somebody was deleted")
         await work.commit()
     await database.close()
 

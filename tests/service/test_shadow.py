@@ -16,6 +16,7 @@ from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import Evaluation
 from service.use_cases.forget import carry_out, request_deletion
 from service.use_cases.guardrails.shadow import Shadows
+from service.use_cases.guardrails.state import guardrail_state
 from service.use_cases.retention import prune
 from service.use_cases.rollback import rollback
 from service.use_cases.update.configuration import configured_shadows
@@ -83,6 +84,12 @@ async def restarts(b: Bench) -> list[str]:
     """Why shadows have started again, the newest first."""
     async with b.database.read() as session:
         return [str(each.reason) for each in await session.audit.list(50) if each.action == "restart_shadow"]
+
+
+async def far(b: Bench) -> tuple[int, int | None]:
+    """What operators see of the one shadow: the last period that it has learned, and how many it is behind."""
+    [state] = (await guardrail_state(b.database, b.settings)).shadows
+    return state.period, state.behind
 
 
 async def test_a_shadow_scores_what_a_service_of_its_own_scores(
@@ -191,7 +198,9 @@ async def test_what_goes_wrong_with_a_shadow_lets_it_start_again(
             actor="test",
             settings=b.settings,
         )
+        assert await far(b) == (3, None)
         assert not await shadows_of(b).learn_next()
+        assert await far(b) == (2, 0)
         assert (await restarts(b))[0] == "it is not on the way to version 2"
         await b.log(fourth)
         await b.update(4)
@@ -209,6 +218,9 @@ async def test_what_goes_wrong_with_a_shadow_lets_it_start_again(
             await work.commit()
         assert not await shadows_of(b).learn_next()
         assert (await restarts(b))[0] == "5 workers in a row ended while it learned period 6"
+        [state] = (await guardrail_state(b.database, b.settings)).shadows
+        assert (state.method, state.period, state.behind, state.attempts) == ("bu-3", 6, 0, 0)
+        assert state.restarted_for == "5 workers in a row ended while it learned period 6"
         beside, base = await scores(b.database, "shadow:bu-3"), await scores(b.database, "incremental")
     assert beside.keys() == {2, 3, 5}
     assert numbers({3: beside[3], 5: beside[5]}) == numbers({3: base[3], 5: base[5]})
@@ -227,6 +239,7 @@ async def test_an_update_comes_first(postgres_dsn: str, redis_url: str, tmp_path
         for period in (first, second):
             await b.log(period)
             await b.update(period.number)
+        assert await far(b) == (0, 2)
         shadows = shadows_of(b, waits)
         learning = asyncio.create_task(shadows.learn_next())
         await asyncio.to_thread(begun.wait, 60)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from service.cli import app
 from service.serving.prior import prior_snapshot
-from service.storage.backup.verify import find_faults
+from service.storage.backup.verify import find_faults_of_rows
 from service.storage.postgres.database import UnitOfWork
 from service.storage.postgres.migrate import head_revision
 from service.storage.postgres.repositories import PeriodStatus
@@ -75,6 +75,13 @@ async def findings(dsn: str, folder: Path, *statements: str) -> list[str]:
     return [str(finding) for finding in outcome.findings]
 
 
+async def findings_of_rows(dsn: str, *statements: str) -> list[str]:
+    """The same, without comparing the schema or reading artifacts, which takes a second."""
+    async with damaged(dsn, *statements) as work:
+        found = await find_faults_of_rows(work.connection, await stored_tables(work.connection))
+    return [str(finding) for finding in found]
+
+
 async def test_nothing_is_found_where_nothing_is_wrong(dsn: str, tmp_path: Path) -> None:
     async with opened(dsn) as database:
         outcome = await verify(database, tmp_path)
@@ -96,7 +103,10 @@ def without(digest: str) -> list[str]:
 SERVED = f"(SELECT serving_digest FROM model_versions WHERE version = {LEARNED})"
 HIDDEN = f"(SELECT state #>> '{{parts,hidden,-1}}' FROM model_versions WHERE version = {LEARNED})"
 
-DAMAGE: dict[str, tuple[list[str], list[str]]] = {
+Damage = dict[str, tuple[list[str], list[str]]]
+"""Name → what does it, and what each finding begins with."""
+
+DAMAGED_ROWS: Damage = {
     # periods
     "a period's number": (
         [f"UPDATE periods SET number = 99 WHERE number = {OPEN}"],
@@ -156,33 +166,6 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
         ["UPDATE model_versions SET parent_version = 4 WHERE version = 4"],
         ["model version 4: expected an earlier version as parent; found 4"],
     ),
-    "a part of the training state": (
-        without(HIDDEN),
-        [
-            f"model version {LEARNED}: expected every artifact that it names; found no artifact [0-9a-f]{{64}}",
-            f"training state of version {LEARNED}: expected one that an update can go on from; found there is no ",
-        ],
-    ),
-    "a member of the sequence": (
-        [f"UPDATE model_versions SET state = state #- '{{parts,model.1}}' WHERE version = {LEARNED}"],
-        [f"training state of version {LEARNED}: expected one that an update can go on from; found .*model.1"],
-    ),
-    # aliases
-    **{
-        f"no {name}": (
-            [f"DELETE FROM aliases WHERE name = '{name}'"],
-            [f"alias {name}: expected a model version; found none"],
-        )
-        for name in ("champion", "head", "baseline")
-    },
-    "a champion that was let go": (
-        [f"UPDATE model_versions SET serving_digest = NULL WHERE version = {LEARNED}"],
-        [f"alias champion: expected version {LEARNED} with its serving snapshot; found none"],
-    ),
-    "a head that was let go": (
-        [f"UPDATE model_versions SET state = state - 'parts' WHERE version = {LEARNED}"],
-        [f"alias head: expected version {LEARNED} with its training state; found none"],
-    ),
     "a baseline that was let go": (
         ["UPDATE model_versions SET state = state - 'serving' WHERE version = 1"],
         ["alias baseline: expected version 1 with its parameters; found none"],
@@ -190,6 +173,10 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
     "an evaluation of no version": (
         ["UPDATE evaluations SET version = 77 WHERE period = 3 AND model = 'generated'"],
         ["evaluation of generated on period 3: expected version 77; found no such version"],
+    ),
+    "an artifact of a shadow": (
+        [f'INSERT INTO shadows (method, version, state) VALUES (\'iu\', 1, \'{{"parts": {{"base": "{"0" * 64}"}}}}\')'],
+        ["shadow iu: expected every artifact that it names; found no artifact 0000"],
     ),
     # stages
     "a stage that is done without an end": (
@@ -242,14 +229,6 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
     "a dropped log that was not folded": (
         ["UPDATE periods SET log_folded_at = NULL WHERE number = 1"],
         ["log of period 1: expected its clicks in the histories that stay, for it is dropped; found not"],
-    ),
-    "the schema of an older release": (
-        ["UPDATE alembic_version SET version_num = '0008'"],
-        [f"schema: expected revision {head_revision()}, that of this release; found 0008"],
-    ),
-    "a column": (
-        ["ALTER TABLE api_keys DROP COLUMN revoked_at"],
-        ["schema: expected the tables of this release; found a difference: add_column api_keys api_keys.revoked_at"],
     ),
     "an event id before its time": (
         [f"INSERT INTO event_ids (kind, event_id, period) VALUES (0, '{OPEN}-000001', {OPEN})"],
@@ -367,6 +346,52 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
         ["INSERT INTO user_passes VALUES ('somebody', '{i1,i2}', '{e1}', ARRAY[now(), now()])"],
         ["passes of user somebody: expected up to 30 passes, newest first; found 2 items, 1 events, "],
     ),
+    # counters
+    "a counter that was set back": (
+        ["ALTER SEQUENCE audit_id_seq RESTART WITH 3"],
+        [r"audit\.id: expected values below the next, 3; found \d+"],
+    ),
+}
+"""What rows alone show."""
+
+DAMAGED_MODELS: Damage = {
+    # schema
+    "the schema of an older release": (
+        ["UPDATE alembic_version SET version_num = '0008'"],
+        [f"schema: expected revision {head_revision()}, that of this release; found 0008"],
+    ),
+    "a column": (
+        ["ALTER TABLE api_keys DROP COLUMN revoked_at"],
+        ["schema: expected the tables of this release; found a difference: add_column api_keys api_keys.revoked_at"],
+    ),
+    # versions
+    "a part of the training state": (
+        without(HIDDEN),
+        [
+            f"model version {LEARNED}: expected every artifact that it names; found no artifact [0-9a-f]{{64}}",
+            f"training state of version {LEARNED}: expected one that an update can go on from; found there is no ",
+        ],
+    ),
+    "a member of the sequence": (
+        [f"UPDATE model_versions SET state = state #- '{{parts,model.1}}' WHERE version = {LEARNED}"],
+        [f"training state of version {LEARNED}: expected one that an update can go on from; found .*model.1"],
+    ),
+    # aliases
+    **{
+        f"no {name}": (
+            [f"DELETE FROM aliases WHERE name = '{name}'"],
+            [f"alias {name}: expected a model version; found none"],
+        )
+        for name in ("champion", "head", "baseline")
+    },
+    "a champion that was let go": (
+        [f"UPDATE model_versions SET serving_digest = NULL WHERE version = {LEARNED}"],
+        [f"alias champion: expected version {LEARNED} with its serving snapshot; found none"],
+    ),
+    "a head that was let go": (
+        [f"UPDATE model_versions SET state = state - 'parts' WHERE version = {LEARNED}"],
+        [f"alias head: expected version {LEARNED} with its training state; found none"],
+    ),
     # artifacts
     "a bit of an artifact": (
         [flipped(HIDDEN)],
@@ -378,10 +403,6 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
             "artifact ([0-9a-f]{64}): expected content with this SHA-256; found ",
             f"serving snapshot of version {LEARNED}: expected one that loads and scores as written; found ",
         ],
-    ),
-    "an artifact of a shadow": (
-        [f'INSERT INTO shadows (method, version, state) VALUES (\'iu\', 1, \'{{"parts": {{"base": "{"0" * 64}"}}}}\')'],
-        ["shadow iu: expected every artifact that it names; found no artifact 0000"],
     ),
     "the size of an artifact": (
         [f"UPDATE artifacts SET size = size + 1 WHERE digest = {HIDDEN}"],
@@ -395,18 +416,23 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
         [f"UPDATE artifact_chunks SET index = 5 WHERE digest = {HIDDEN}"],
         [r"artifact [0-9a-f]{64}: expected \d+ bytes in chunks from 0 on; found \d+ bytes in 1 chunks up to 5"],
     ),
-    # counters
-    "a counter that was set back": (
-        ["ALTER SEQUENCE audit_id_seq RESTART WITH 3"],
-        [r"audit\.id: expected values below the next, 3; found \d+"],
-    ),
 }
+"""What the schema or the artifacts show, or keeps these from being looked at."""
 
 
-@pytest.mark.parametrize("name", DAMAGE)
-async def test_damage_is_found(dsn: str, tmp_path: Path, name: str) -> None:
-    statements, expected = DAMAGE[name]
-    found = await findings(dsn, tmp_path, *statements)
+@pytest.mark.parametrize("name", DAMAGED_ROWS)
+async def test_damaged_rows_are_found(dsn: str, name: str) -> None:
+    statements, expected = DAMAGED_ROWS[name]
+    assert_found(await findings_of_rows(dsn, *statements), expected)
+
+
+@pytest.mark.parametrize("name", DAMAGED_MODELS)
+async def test_damaged_models_are_found(dsn: str, tmp_path: Path, name: str) -> None:
+    statements, expected = DAMAGED_MODELS[name]
+    assert_found(await findings(dsn, tmp_path, *statements), expected)
+
+
+def assert_found(found: list[str], expected: list[str]) -> None:
     for pattern in expected:
         assert any(re.match(pattern, finding) for finding in found), "\n".join(found)
 
@@ -433,7 +459,7 @@ async def test_every_foreign_key_is_looked_at(dsn: str, tmp_path: Path) -> None:
         is_text = key.referred == "artifacts"
         change = f"UPDATE {key.table} SET {column} = {repr('none') if is_text else 77} WHERE ctid = {one}"
         async with damaged(dsn, *UNFILLED, change) as work:
-            found = map(str, await find_faults(work.connection, await stored_tables(work.connection)))
+            found = map(str, await find_faults_of_rows(work.connection, await stored_tables(work.connection)))
         value = "none" if is_text else 77
         assert f"{key.table} ({column}): expected a row of {key.referred}; found none with ({value})" in found
 
@@ -503,7 +529,9 @@ def test_the_command_says_so_in_its_exit_code(
 
         async def damage() -> None:
             async with opened(damaged) as database:
-                await sql(database, *DAMAGE["an event id"][0], *DAMAGE["a version that is its own parent"][0])
+                await sql(
+                    database, *DAMAGED_ROWS["an event id"][0], *DAMAGED_ROWS["a version that is its own parent"][0]
+                )
 
         in_thread(asyncio.run, damage())
         where = {"ASMG_POSTGRES_DSN": damaged, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path)}

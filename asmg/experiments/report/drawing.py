@@ -133,6 +133,7 @@ def save(figure: Any, folder: Path, name: str) -> list[Path]:
     """Write a figure as `NAME.svg` and `NAME.png`; return the files."""
     files = [folder / f"{name}.svg", folder / f"{name}.png"]
     figure.savefig(files[0], metadata={"Date": None})
+    figure.set_layout_engine("none")  # it has one now, which took longer than to draw it
     figure.savefig(files[1])
     return files
 

@@ -1,6 +1,7 @@
 // One kind of chart: lines over periods. Lines differ by colour (Okabe and Ito), by dash and by the label at their end.
 
 import { fill, h, s, table } from "./dom.js";
+import { axisText, gridLine, readable } from "./plot.js";
 
 const STYLES = { generated: 0, incremental: 1, previous: 2, frozen: 3, yardstick: 4 };
 const OTHERS = [5, 6, 7];
@@ -52,8 +53,6 @@ export function spread(wanted, least, low, high) {
  */
 export function lineChart({ title, hint, x, series, digits = 4, xName = "period" }) {
   const shown = series.filter(({ values }) => values.some((value) => value !== null));
-  const readout = h("p", { class: "readout" });
-  const plot = h("div", { class: "plot" });
   const figure = h("figure", { class: "chart" }, h("figcaption", {}, h("h3", {}, title), hint && h("span", {}, hint)));
   if (!shown.length) {
     figure.append(h("p", { class: "muted" }, "No period has been scored yet; the second one that is closed is the first."));
@@ -62,31 +61,14 @@ export function lineChart({ title, hint, x, series, digits = 4, xName = "period"
   const others = shown.map(({ name }) => name).filter((name) => !(name in STYLES));
   const style = (name) => STYLES[name] ?? OTHERS[others.indexOf(name) % OTHERS.length];
   const text = (value) => (value === null ? "–" : value.toFixed(digits));
-  let cursor = x.length - 1;
-  let mark = () => {};
 
-  function tell() {
-    const styled = shown.map(({ name, values }) =>
-      h("span", { class: `key s${style(name)}` }, swatch(), `${name} `, h("b", {}, text(values[cursor]))),
-    );
-    fill(readout, h("span", {}, `${xName} ${x[cursor]}`), styled);
-    const words = shown.map(({ name, values }) => `${name} ${text(values[cursor])}`).join(", ");
-    const svg = plot.firstElementChild;
-    svg?.setAttribute("aria-valuenow", String(x[cursor]));
-    svg?.setAttribute("aria-valuetext", `${xName} ${x[cursor]}: ${words}`);
-    mark();
-  }
-
-  function move(to) {
-    const next = Math.max(0, Math.min(x.length - 1, to));
-    if (next !== cursor) {
-      cursor = next;
-      tell();
-    }
+  function read(n) {
+    const styled = shown.map(({ name, values }) => h("span", { class: `key s${style(name)}` }, swatch(), `${name} `, h("b", {}, text(values[n]))));
+    const words = shown.map(({ name, values }) => `${name} ${text(values[n])}`).join(", ");
+    return { shown: [h("span", {}, `${xName} ${x[n]}`), styled], words: `${xName} ${x[n]}: ${words}` };
   }
 
   function draw(width) {
-    const focused = plot.contains(document.activeElement);
     const label = Math.max(...shown.map(({ name }) => name.length)) * LETTER_WIDTH + 14;
     const box = { left: 46, right: width - label, top: 10, bottom: HEIGHT - 24 };
     const known = shown.flatMap(({ values }) => values.filter((value) => value !== null));
@@ -94,12 +76,9 @@ export function lineChart({ title, hint, x, series, digits = 4, xName = "period"
     const [low, high] = [Math.min(...known) - room, Math.max(...known) + room];
     const atX = (n) => (x.length === 1 ? (box.left + box.right) / 2 : box.left + 6 + ((box.right - box.left - 12) * n) / (x.length - 1));
     const atY = (value) => box.bottom - ((box.bottom - box.top) * (value - low)) / (high - low);
-    const lines = labelled(ticks(low, high, 5)).map(([value, words]) => [
-      s("line", { class: "grid", x1: box.left, x2: box.right, y1: atY(value), y2: atY(value) }),
-      s("text", { class: "axis", x: box.left - 6, y: atY(value) + 4, "text-anchor": "end" }, words),
-    ]);
+    const lines = labelled(ticks(low, high, 5)).map(([value, words]) => gridLine(box, atY(value), words));
     const every = Math.max(1, Math.ceil(x.length / Math.max(1, Math.floor((box.right - box.left) / 34))));
-    const below = x.map((value, n) => (x.length - 1 - n) % every === 0 && s("text", { class: "axis", x: atX(n), y: HEIGHT - 6, "text-anchor": "middle" }, String(value)));
+    const below = x.map((value, n) => (x.length - 1 - n) % every === 0 && axisText(atX(n), HEIGHT - 6, String(value)));
     const drawn = shown.map(({ name, values }) => {
       const points = values.map((value, n) => (value === null ? null : [atX(n), atY(value)]));
       return s(
@@ -118,57 +97,31 @@ export function lineChart({ title, hint, x, series, digits = 4, xName = "period"
       s("text", { class: `name s${style(name)}`, x: box.right + 7, y: heights[n] + 4 }, name),
     ]);
     const cross = s("g", { class: "cross" });
-    const svg = s(
-      "svg",
-      {
-        viewBox: `0 0 ${width} ${HEIGHT}`,
-        width,
-        height: HEIGHT,
-        tabindex: 0,
-        role: "slider",
-        "aria-label": `${title}, line chart; arrow keys read it ${xName} by ${xName}`,
-        "aria-valuemin": x[0],
-        "aria-valuemax": x.at(-1),
-        onkeydown: (event) => {
-          const steps = { ArrowLeft: cursor - 1, ArrowDown: cursor - 1, ArrowRight: cursor + 1, ArrowUp: cursor + 1, Home: 0, End: x.length - 1 };
-          if (event.key in steps) {
-            event.preventDefault();
-            move(steps[event.key]);
-          }
-        },
-        onpointermove: (event) => {
-          const at = event.clientX - svg.getBoundingClientRect().left;
-          move(x.length === 1 ? 0 : Math.round(((at - box.left - 6) / (box.right - box.left - 12)) * (x.length - 1)));
-        },
-        onpointerleave: () => move(x.length - 1),
+    return {
+      content: [lines, below, drawn, names, cross],
+      nearest: (at) => (x.length === 1 ? 0 : Math.round(((at - box.left - 6) / (box.right - box.left - 12)) * (x.length - 1))),
+      mark: (n) => {
+        const dots = shown.map(({ name, values }) => values[n] !== null && s("circle", { class: `dot s${style(name)}`, cx: atX(n), cy: atY(values[n]), r: 3.5 }));
+        fill(cross, s("line", { x1: atX(n), x2: atX(n), y1: box.top, y2: box.bottom }), dots);
       },
-      lines,
-      below,
-      drawn,
-      names,
-      cross,
-    );
-    mark = () => {
-      const dots = shown.map(({ name, values }) => values[cursor] !== null && s("circle", { class: `dot s${style(name)}`, cx: atX(cursor), cy: atY(values[cursor]), r: 3.5 }));
-      fill(cross, s("line", { x1: atX(cursor), x2: atX(cursor), y1: box.top, y2: box.bottom }), dots);
     };
-    fill(plot, svg);
-    tell();
-    if (focused) svg.focus({ preventScroll: true });
   }
 
-  let before = 0;
-  new ResizeObserver(([entry]) => {
-    const width = Math.floor(entry.contentRect.width);
-    if (width > 0 && width !== before) draw((before = width));
-  }).observe(plot);
+  const lines = readable({
+    label: `${title}, line chart; arrow keys read it ${xName} by ${xName}`,
+    height: HEIGHT,
+    values: x,
+    read,
+    draw,
+    returns: true,
+  });
   const numbers = table({
     caption: title,
     compact: true,
     columns: [{ label: xName }, ...shown.map(({ name }) => ({ label: name, num: true }))],
     rows: x.map((value, n) => [String(value), ...shown.map(({ values }) => text(values[n]))]).reverse(),
   });
-  figure.append(readout, plot, h("details", { class: "numbers", "data-focus": `numbers ${title}` }, h("summary", { "data-focus": `summary ${title}` }, "Numbers as a table"), numbers));
+  figure.append(...lines, h("details", { class: "numbers", "data-focus": `numbers ${title}` }, h("summary", { "data-focus": `summary ${title}` }, "Numbers as a table"), numbers));
   return figure;
 }
 

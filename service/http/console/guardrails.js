@@ -3,13 +3,14 @@
 import { closedAlerts, openAlerts } from "./alerts.js";
 import { get } from "./api.js";
 import { badge, button, facts, field, fill, h, link, panel, table } from "./dom.js";
-import { period, score, version } from "./format.js";
+import { period, score, time, version } from "./format.js";
 import { forgettingMatrix } from "./matrix.js";
 
 const EVERY_SECONDS = 10;
 
 export async function show(context) {
   const rules = h("div", {});
+  const shadows = h("div", {});
   const matrix = h("div", {});
   const open = h("div", {});
   const closed = h("div", {});
@@ -20,6 +21,7 @@ export async function show(context) {
     context.root,
     panel("Open alerts", open),
     panel("Rules", h("p", { class: "muted" }, "Each looks at a new version and at the period that it was made from. A bound follows from how much the numbers differ anyway, unless a setting has it."), rules),
+    panel("Shadows", h("p", { class: "muted" }, "Update methods that run beside the served one, and are scored and never served."), shadows),
     panel(
       "What versions still know",
       h("p", { class: "muted" }, "Every version is scored on interactions that were kept of earlier periods. In a frame: the score of the version that had just learned the period. Elsewhere: by how much a later version differs from that. Orange is worse, blue is better; the darker, the more (from 0.01, 0.03, 0.1 on)."),
@@ -48,6 +50,7 @@ export async function show(context) {
     samples = known;
     fill(open, openAlerts(found.alerts, refresh));
     fill(rules, rulesOf(state));
+    fill(shadows, shadowsOf(state.shadows));
     fill(matrix, forgettingMatrix(samples, measure.value));
     past = [];
     await older(null);
@@ -96,4 +99,20 @@ function rulesOf(state) {
       ["What guardrails have done", link("#/audit?actor=guardrail", "in the audit")],
     ]),
   ];
+}
+
+function shadowsOf(shadows) {
+  if (!shadows.length) return h("p", { class: "muted" }, "None: the worker has no ASMG_SHADOW, or has published no version with it.");
+  const far = (behind) => (behind === 0 ? badge("has learned all", "ok") : behind === null ? badge("starts again", "warn") : badge(`${behind} behind`));
+  return table({
+    caption: "Shadows",
+    columns: [{ label: "method" }, { label: "state" }, { label: "learned last" }, { label: "begun the next", num: true }, { label: "last started again", wide: true }],
+    rows: shadows.map((shadow) => [
+      shadow.method,
+      far(shadow.behind),
+      period(shadow.period),
+      String(shadow.attempts),
+      shadow.restarted_at === null ? "" : [time(shadow.restarted_at), ": ", shadow.restarted_for],
+    ]),
+  });
 }

@@ -25,7 +25,8 @@ Admin = Annotated[Caller, Depends(Requires("admin"))]
 @router.get("/guardrails", summary="What is watched, and how it is")
 async def get_guardrails(state: State, _: Admin) -> GuardrailState:
     """Each rule about the newest period and the newest version: what it watches, what is usual, from where on it opens
-    an alert, and whether one is open.
+    an alert, and whether one is open. Each shadow: the period that it has learned last, how many it is behind, and why
+    it last had to start again.
     """
     return await guardrail_state(state.database, state.settings)
 

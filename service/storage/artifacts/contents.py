@@ -48,10 +48,19 @@ async def pieces(
 
 
 async def pieces_in(
-    session: ReadSession | UnitOfWork, objects: Objects | None, digest: str
+    session: ReadSession | UnitOfWork, objects: Objects | None, digest: str, stored: Stored
 ) -> AsyncGenerator[bytes | memoryview]:
-    """`pieces`, as one transaction sees the artifact; it may be idle for as long as the object store takes."""
-    stored = await session.artifacts.find(digest)
+    """`pieces`, as one transaction sees the artifact; it may be idle for as long as the object store takes.
+
+    Args:
+        session: holds the artifact, if no object does.
+        objects: the object store of the installation, if there is one.
+        digest: of the artifact.
+        stored: where the session has found it.
+
+    Raises:
+        See `pieces`.
+    """
     if stored.key is None:
         with _naming_damage(digest):
             async for chunk in session.artifacts.pieces(digest, CHUNK_BYTES):

@@ -14,7 +14,7 @@ from service.storage.postgres import tables
 from service.storage.postgres.migrate import head_revision, is_described
 from service.storage.postgres.structure import StoredTable, counters, references
 
-__all__ = ["Finding", "find_faults"]
+__all__ = ["Finding", "find_faults", "find_faults_of_rows"]
 
 MOST_LISTED = 20
 """Findings of one check that are listed. Further ones are only counted."""
@@ -42,7 +42,12 @@ async def find_faults(connection: AsyncConnection, stored: Sequence[StoredTable]
     revision = await connection.scalar(text("SELECT version_num FROM alembic_version"))
     if revision != head_revision():  # the checks are written for this schema
         return [Finding("schema", f"revision {head_revision()}, that of this release", str(revision))]
-    findings = [*await _schema(connection), *await _partitions(connection, stored)]
+    return [*await _schema(connection), *await find_faults_of_rows(connection, stored)]
+
+
+async def find_faults_of_rows(connection: AsyncConnection, stored: Sequence[StoredTable]) -> list[Finding]:
+    """The faults of `find_faults` that are no difference of the schema: rows, references, counters and partitions."""
+    findings = await _partitions(connection, stored)
     for reference in await references(connection):
         findings += await _find(connection, reference.dangling())
     for query in CHECKS.values():

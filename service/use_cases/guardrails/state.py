@@ -1,22 +1,26 @@
-"""What the guardrails watch, their bounds, and what each has seen last, for operators."""
+"""What the guardrails watch, their bounds, and what each has seen last; how far the shadows are. For operators."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal, NamedTuple
 
 from service.guardrail_settings import GuardrailSettings
-from service.storage.postgres.database import Database
-from service.storage.postgres.repositories import AlertKind
+from service.storage.postgres.database import Database, ReadSession
+from service.storage.postgres.repositories import AlertKind, AliasName
 from service.use_cases.guardrails.rules import Check, check_drift, check_forgetting, check_loss, losing_in_a_row
 from service.use_cases.guardrails.watch import PROFILES
 from service.use_cases.update.sample import Profile
 
-__all__ = ["GuardrailState", "RuleState", "guardrail_state"]
+__all__ = ["GuardrailState", "RuleState", "ShadowState", "guardrail_state"]
 
 Unit = Literal["share", "index", "LogLoss", "AUC"]
 
 MOST_ALERTS = 200
 """Newest open alerts that are looked at; one is open of each kind and subject."""
+
+MOST_RESTARTS = 50
+"""Newest restarts of shadows in which the last of each is looked for."""
 
 
 class _Rule(NamedTuple):
@@ -74,8 +78,25 @@ class RuleState:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowState:
+    """An update method that runs beside the served one, and how far it is."""
+
+    method: str
+    period: int
+    """The newest that it has learned, or from which it starts; 0 before the first."""
+    behind: int | None
+    """Periods of the newest version that it has not learned yet; null where it will start again from that version."""
+    attempts: int
+    """How often workers have begun its next period; more than one where they ended or broke off."""
+    restarted_at: datetime | None
+    """When it last had to start again; null where it never had, or long ago."""
+    restarted_for: str | None
+    """Why."""
+
+
+@dataclass(frozen=True, slots=True)
 class GuardrailState:
-    """All rules, and the settings of the guardrails."""
+    """All rules, the shadows, and the settings of the guardrails."""
 
     period: int | None
     """The newest that was looked at; null where none was kept."""
@@ -90,6 +111,8 @@ class GuardrailState:
     """`ASMG_SAMPLE_EVENTS`: interactions that are kept of each period; 0 switches all rules off."""
     sample_periods: int
     """`ASMG_SAMPLE_PERIODS`: newest periods of which they are kept."""
+    shadows: Sequence[ShadowState]
+    """Those of `ASMG_SHADOW` of the worker, once a version was published with it."""
 
 
 async def guardrail_state(database: Database, settings: GuardrailSettings) -> GuardrailState:
@@ -106,6 +129,7 @@ async def guardrail_state(database: Database, settings: GuardrailSettings) -> Gu
         learned = await session.models.learned_by(first) if samples else {}
         version = await session.models.latest_version()
         alerts = await session.alerts.list(MOST_ALERTS, None, is_open=True)
+        shadows = await _shadows(session)
     profiles = [Profile.from_json(sample.profile) for sample in samples]
     checks = {check.rule: check for check in (*check_drift(profiles), *check_loss(profiles))}
     if version is not None and (found := check_forgetting(scores, version, learned, settings.forgetting_bound)):
@@ -124,7 +148,32 @@ async def guardrail_state(database: Database, settings: GuardrailSettings) -> Gu
         rollback_after=settings.rollback_after,
         sample_events=settings.sample_events,
         sample_periods=settings.sample_periods,
+        shadows=shadows,
     )
+
+
+async def _shadows(session: ReadSession) -> list[ShadowState]:
+    """How far each shadow is on its way to the head, and what last went wrong with it."""
+    found, head = await session.shadows.list(), await session.models.alias(AliasName.HEAD)
+    if not found or head is None:
+        return []
+    newest_first = await session.audit.list(MOST_RESTARTS, action="restart_shadow")
+    restarts = {entry.detail["method"]: entry for entry in reversed(newest_first)}
+    states = []
+    for shadow in found:
+        version, restart = await session.models.get(shadow.version), restarts.get(shadow.method)
+        assert version is not None, "shadows refer to versions"
+        states.append(
+            ShadowState(
+                method=shadow.method,
+                period=version.period,
+                behind=await session.shadows.behind(shadow, head.version),
+                attempts=shadow.attempts,
+                restarted_at=None if restart is None else restart.at,
+                restarted_for=None if restart is None else restart.reason,
+            )
+        )
+    return states
 
 
 def _is_told(rule: _Rule, check: Check | None, to_blame: Collection[AlertKind]) -> bool:

@@ -18,15 +18,18 @@ MOST_WAITING = 32
 """Versions whose periods wait for shadows, at most. A shadow that is further behind starts again from the head: each
 period that waits keeps the artifact of its interactions."""
 
-NEXT = text("""
+SEQUENCE = """
     WITH RECURSIVE sequence AS (
         SELECT version, parent_version FROM model_versions WHERE version = :head
         UNION ALL
         SELECT earlier.version, earlier.parent_version FROM model_versions AS earlier
         JOIN sequence ON earlier.version = sequence.parent_version WHERE earlier.version > :version
     )
-    SELECT version FROM sequence WHERE parent_version = :version
-""")
+"""
+"""The versions from `:head` back to the one after `:version`."""
+
+NEXT = text(f"{SEQUENCE} SELECT version FROM sequence WHERE parent_version = :version")
+BEHIND = text(f"{SEQUENCE} SELECT CASE WHEN bool_or(parent_version = :version) THEN count(*) END FROM sequence")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +97,17 @@ class Shadows:
         query = select(tables.shadow_periods).where(tables.shadow_periods.c.version == found)
         row = (await self._connection.execute(query)).mappings().first()
         return None if row is None else ShadowPeriod(**row)
+
+    async def behind(self, shadow: Shadow, head: int) -> int | None:
+        """How many periods a shadow has to learn until it has learned those of the version `head`.
+
+        Returns:
+            None where it is not on the way, so that it starts again.
+        """
+        if shadow.version == head:
+            return 0
+        found: int | None = await self._connection.scalar(BEHIND, {"version": shadow.version, "head": head})
+        return found
 
     async def attempt(self, shadow: Shadow, attempts: int) -> None:
         """Note how often the next period was begun."""
