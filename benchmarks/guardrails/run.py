@@ -99,6 +99,7 @@ def _collapse(options: GuardrailOptions) -> dict[str, Any]:
         "alerts": at.alerts,
         "in_metrics": "gate_refused" in at.metrics,
         "served_again_after": None if after is None else after - SETTLED - 1,
+        "later": {each.period - SETTLED - 1: each.alerts for each in told[SETTLED + 1 :] if each.alerts},
     }
 
 

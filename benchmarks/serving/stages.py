@@ -94,11 +94,11 @@ async def _measure(settings: Settings, key: str, bodies: list[bytes], calls: int
         scope: Scope = {"headers": headers}
         questions = [parse_predict(body, scope, app_state.schema) for body in bodies]
         # From here on the code is compiled and the histories are in memory.
-        results = [await predict(app_state.serving, app_state.histories, question) for question in questions]
+        results = [await predict(app_state.serving, app_state.histories, [question]) for question in questions]
         stages: dict[str, Stage] = {
             "key check and rate limit": lambda i: requires.key(app_state, dict(scope)),
             "parsing and checking the body": _at_once(lambda i: parse_predict(bodies[i], scope, app_state.schema)),
-            "history and forward pass": lambda i: predict(app_state.serving, app_state.histories, questions[i]),
+            "history and forward pass": lambda i: predict(app_state.serving, app_state.histories, [questions[i]]),
             "writing the answer": _at_once(lambda i: answer_json(results[i], "0" * 32)),
             WHOLE: lambda i: post_predict(app_state, {"headers": headers}, _receiving(bodies[i])),
             NOTHING: _at_once(lambda i: None),

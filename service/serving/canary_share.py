@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from service.serving.id_hashes import hash_id
+import xxhash
 
 __all__ = ["CanaryShare"]
 
@@ -12,27 +12,19 @@ RANGE = 1 << 64
 
 @dataclass(frozen=True, slots=True)
 class CanaryShare:
-    """A share of all users.
-
-    The hash of the user's id is multiplied by an odd number that depends on the salt; a user belongs to the share if
-    the product modulo 2^64 is below it (multiply-shift hashing: Dietzfelbinger et al., "A reliable randomized algorithm
-    for the closest-pair problem", 1997). So another salt takes other users.
+    """A share of all users: those whose hash, XXH64 of the id with the salt as its seed, is below it. Another salt
+    takes other users.
     """
 
     share: float
     """From 0 to 1."""
     salt: int
-    _factor: int = field(init=False, repr=False)
+    """From 0 to 2^64 - 1."""
     _below: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_factor", hash_id(f"canary {self.salt}") | 1)
         object.__setattr__(self, "_below", int(self.share * RANGE))
 
-    def has(self, user: int) -> bool:
-        """Whether a user belongs to it.
-
-        Args:
-            user: hash of the user's id (`service.serving.id_hashes`).
-        """
-        return (user * self._factor) & (RANGE - 1) < self._below
+    def has(self, user_id: str | None) -> bool:
+        """Whether a user belongs to it; a visitor without an id, None, does not."""
+        return user_id is not None and xxhash.xxh64_intdigest(user_id.encode(), self.salt) < self._below

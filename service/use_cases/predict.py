@@ -3,21 +3,16 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from service.limits import MAX_HISTORY
-from service.serving.canary_share import CanaryShare
 from service.serving.fields import NO_VALUES
-from service.serving.id_hashes import NOBODY, hash_id, hash_ids
+from service.serving.id_hashes import NOBODY, hash_ids
 from service.serving.snapshot import Prediction, Snapshot
 from service.serving.swap import ServingModel
 from service.use_cases.histories import NO_PAST, Histories, UserPast
 
-__all__ = ["PredictResult", "Question", "ToLog", "predict", "predict_many"]
-
-NONE_BY_CANARY: Mapping[int, Snapshot] = MappingProxyType({})
-"""No prediction by a canary."""
+__all__ = ["PredictResult", "Question", "ToLog", "predict"]
 
 ITEMS_ON_THE_LOOP = 2000
 """Candidates that are scored on the event loop. More would block it for too long, so they are scored in a thread."""
@@ -73,33 +68,20 @@ class Question(NamedTuple):
 class PredictResult(NamedTuple):
     """Predictions by one model version, and by the canary where one runs."""
 
-    model_version: int
-    period: int
-    """What the version was last trained on."""
+    served: Snapshot
+    """Has made all predictions that the canary has not."""
     predictions: list[Prediction]
+    snapshots: Sequence[Snapshot]
+    """For each prediction, what has made it."""
     without_history: Sequence[bool]
     """For each prediction, whether the user's history is missing because no server gave it in time."""
-    by_canary: Mapping[int, Snapshot] = NONE_BY_CANARY
-    """The snapshots of the predictions that the canary has made, by their places."""
-
-    def version_of(self, place: int) -> tuple[int, int]:
-        """The version that has made a prediction, and the period that it was last trained on."""
-        canary = self.by_canary.get(place)
-        return (self.model_version, self.period) if canary is None else (canary.version, canary.period)
 
 
 async def predict(
-    serving: ServingModel, histories: Histories, question: Question, chosen: Snapshot | None = None
-) -> PredictResult:
-    """Score the candidates of one request; arguments and errors as of `predict_many`."""
-    return await predict_many(serving, histories, [question], chosen)
-
-
-async def predict_many(
     serving: ServingModel, histories: Histories, questions: Sequence[Question], chosen: Snapshot | None = None
 ) -> PredictResult:
-    """Score several requests, all with the same version and at the same time; one round trip brings all histories.
-    Those of users in the share of a canary are scored with the canary.
+    """Score the candidates of requests, all with the same version and at the same time; one round trip brings all
+    histories. Those of users in the share of a canary are scored with the canary.
 
     Args:
         serving: has the version that is served now.
@@ -116,40 +98,29 @@ async def predict_many(
     found = await histories.get_many([question.user_id for question in questions])
     pasts = [past or NO_PAST for past in found]
     # Taken once, after the last wait: all answers are of one version, the newest there is.
-    snapshot, canary = chosen, None
-    if snapshot is None:
-        snapshot = await serving.settled() if serving.turns else serving.current()
-        canary = serving.canary
-    if sum(question.work for question in questions) <= ITEMS_ON_THE_LOOP:
-        predictions, by_canary = _score(snapshot, canary, questions, pasts, now_ms)
+    canary = None
+    if chosen is not None:
+        served = chosen
     else:
-        predictions, by_canary = await asyncio.to_thread(_score, snapshot, canary, questions, pasts, now_ms)
+        served = await serving.settled() if serving.turns else serving.current()
+        canary = serving.canary
+    if canary is None:
+        snapshots = [served] * len(questions)
+    else:
+        share, other = canary
+        snapshots = [other if share.has(question.user_id) else served for question in questions]
+    if sum([question.work for question in questions]) <= ITEMS_ON_THE_LOOP:
+        predictions = _score(snapshots, questions, pasts, now_ms)
+    else:
+        predictions = await asyncio.to_thread(_score, snapshots, questions, pasts, now_ms)
     without = [past is None and question.history is None for past, question in zip(found, questions, strict=True)]
-    return PredictResult(snapshot.version, snapshot.period, predictions, without, by_canary)
+    return PredictResult(served, predictions, snapshots, without)
 
 
 def _score(
-    snapshot: Snapshot,
-    canary: tuple[CanaryShare, Snapshot] | None,
-    questions: Sequence[Question],
-    pasts: Sequence[UserPast],
-    now_ms: int,
-) -> tuple[list[Prediction], Mapping[int, Snapshot]]:
-    """Score requests; the predictions, and the snapshots of those that the canary has made, by their places."""
-    if canary is None:
-        scored = [_score_one(snapshot, *each, now_ms) for each in zip(questions, pasts, strict=True)]
-        return scored, NONE_BY_CANARY
-    share, other = canary
-    by_canary = {
-        place: other
-        for place, question in enumerate(questions)
-        if question.user_id is not None and share.has(hash_id(question.user_id))
-    }
-    scored = [
-        _score_one(by_canary.get(place, snapshot), *each, now_ms)
-        for place, each in enumerate(zip(questions, pasts, strict=True))
-    ]
-    return scored, by_canary
+    snapshots: Sequence[Snapshot], questions: Sequence[Question], pasts: Sequence[UserPast], now_ms: int
+) -> list[Prediction]:
+    return [_score_one(*each, now_ms) for each in zip(snapshots, questions, pasts, strict=True)]
 
 
 def _score_one(snapshot: Snapshot, question: Question, past: UserPast, now_ms: int) -> Prediction:

@@ -1,13 +1,13 @@
 """When a canary goes on or back: error rates on simulated streams, and the share of the users."""
 
 from datetime import UTC, datetime
+from itertools import combinations
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from service.serving.canary_share import CanaryShare
-from service.serving.id_hashes import hash_ids
 from service.storage.postgres.repositories import Outcome
 from service.use_cases.guardrails.canary_evidence import Evidence, Judgement, Verdict
 from service.use_cases.guardrails.sequential import difference
@@ -92,10 +92,20 @@ def test_what_is_compared() -> None:
     assert judged((0.0, 0.001), (0.001, 0.001)).reason.startswith("too few")  # users, but hardly any click
 
 
-def test_shares_are_as_large_as_they_are_to_be_and_differ_by_salt() -> None:
-    users = [int(user) for user in hash_ids([f"user{n}" for n in range(20_000)])]
-    first, second = ([CanaryShare(0.1, salt).has(user) for user in users] for salt in (7, 8))
-    assert 0.09 < np.mean(first) < 0.11
-    assert 0.09 < np.mean(second) < 0.11
-    assert 0.005 < np.mean(np.logical_and(first, second)) < 0.015  # as of independent draws
+@pytest.mark.parametrize("name", ["{}", "user{}", "a user with a name of more than 32 bytes {}"])
+def test_shares_are_as_large_as_they_are_to_be_and_differ_by_salt(name: str) -> None:
+    users = [name.format(n) for n in range(20_000)]
+    shares = {salt: np.array([CanaryShare(0.1, salt).has(user) for user in users]) for salt in (1, 2, 3, 4, 1 << 31)}
+    assert all(0.09 < share.mean() < 0.11 for share in shares.values())
+    for first, second in combinations(shares.values(), 2):
+        assert 0.0075 < (first & second).mean() < 0.0125  # as of independent draws
     assert not any(CanaryShare(0.0, 7).has(user) for user in users)
+    assert all(CanaryShare(1.0, 7).has(user) for user in users)
+    assert not CanaryShare(1.0, 7).has(None)  # a visitor without an id stays with the champion
+
+
+def test_a_share_is_by_xxh64_with_the_salt_as_its_seed() -> None:
+    """All processes agree on that hash. The one here is from xxHash's own sanity checks (cli/xsum_sanity_check.c)."""
+    hashed = 0xAC75FDA2929B17EF / 2**64  # of no byte, with this seed
+    assert CanaryShare(hashed + 1e-9, 0x9E3779B1).has("")
+    assert not CanaryShare(hashed - 1e-9, 0x9E3779B1).has("")

@@ -1,5 +1,6 @@
 """The rules of the guardrails, on made-up profiles and scores."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -78,7 +79,26 @@ def test_a_fall_of_the_gain_is_noticed_and_so_is_a_slow_one() -> None:
     while not find_loss(slowly):
         noticed += 1
         slowly.append(profile(gain=0.1 - 0.01 * noticed, seed=noticed))
-    assert noticed == 4  # the mean of four periods has fallen by a quarter
+    assert noticed == 4  # the median of four periods has fallen by a quarter
+
+
+@pytest.mark.parametrize("gain", [-10.0, -0.2, 0.0])
+@pytest.mark.parametrize("at", [6, 12])
+def test_one_broken_period_is_told_of_when_it_happens_and_not_later(at: int, gain: float) -> None:
+    broken = dataclasses.replace(profile(gain=gain, seed=99), error=0.1 if gain < -1 else 0.004)
+    periods = [*usual()[:at], broken, *usual(20)]
+    told = [n for n in range(len(periods)) if find_loss(periods[: n + 1])]
+    assert told == ([] if at == 6 and gain == 0 else [at])  # `quality` wants eight periods before
+
+
+def test_a_slow_decay_is_noticed_in_spite_of_a_broken_period() -> None:
+    slowly = usual()
+    slowly[6] = profile(gain=-10, seed=99)
+    noticed = 0
+    while not find_loss(slowly):
+        noticed += 1
+        slowly.append(profile(gain=0.1 - 0.01 * noticed, seed=noticed))
+    assert noticed == 4  # as without it
 
 
 def test_a_model_that_loses_is_noticed_at_once_and_counted() -> None:

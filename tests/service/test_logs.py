@@ -156,7 +156,7 @@ FAILURES = [
     ("PUT", "/items", "service.http.routers.items.put_items"),
     ("PUT", "/users", "service.http.routers.users.put_users"),
     ("POST", "/predict", "service.http.routers.predict.predict"),
-    ("POST", "/predict/batch", "service.http.routers.predict.predict_many"),
+    ("POST", "/predict/batch", "service.http.routers.predict.predict"),
     ("GET", "/metrics", "service.http.metrics.generate_latest"),
 ]
 TEMPLATES = {

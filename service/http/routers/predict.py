@@ -21,7 +21,7 @@ from service.limits import MAX_BATCH_BYTES, MAX_PREDICT_BYTES, within_id_length
 from service.serving.snapshot import Prediction, Snapshot
 from service.storage.postgres.repositories import ApiKey
 from service.use_cases.impressions import shown
-from service.use_cases.predict import PredictResult, Question, predict, predict_many
+from service.use_cases.predict import PredictResult, Question, predict
 
 __all__ = ["answer_json", "post_predict", "router"]
 
@@ -49,12 +49,13 @@ async def post_predict(state: AppState, scope: Scope, receive: Receive) -> bytes
     question = parse() if is_small(body) else await asyncio.to_thread(parse)
     _check_may_log(key, [question])
     chosen = None if question.model_version is None else await _chosen(state, key, question.model_version)
-    result = await predict(state.serving, state.histories, question, chosen)
+    result = await predict(state.serving, state.histories, [question], chosen)
     state.metrics.predicted_items.inc(question.items)
     if any(result.without_history):
         state.metrics.without_history.inc()
-    request_id = question.request_id or request_id_of(scope)
-    [logged] = await _log_impressions(state, [question], result, [request_id])
+    request_id, logged = question.request_id or request_id_of(scope), None
+    if question.to_log is not None:
+        [logged] = await _log_impressions(state, [question], result, [request_id])
     return answer_json(result, request_id, logged)
 
 
@@ -78,7 +79,7 @@ async def post_predict_batch(state: AppState, scope: Scope, receive: Receive) ->
     _check_may_log(key, questions)
     version = questions[0].model_version
     chosen = None if version is None else await _chosen(state, key, version)
-    result = await predict_many(state.serving, state.histories, questions, chosen)
+    result = await predict(state.serving, state.histories, questions, chosen)
     state.metrics.predicted_items.inc(sum(question.items for question in questions))
     state.metrics.without_history.inc(sum(result.without_history))
     names = (f"{request_id_of(scope)}-{n}" for n in range(len(questions)))
@@ -106,10 +107,10 @@ async def _log_impressions(
     state: AppState, questions: Sequence[Question], result: PredictResult, request_ids: Sequence[str]
 ) -> list[bool | None]:
     """Store the answers that are to be logged; for each whether that succeeded, None where it is not to be logged."""
-    answered = enumerate(zip(questions, result.predictions, request_ids, strict=True))
+    answered = enumerate(zip(questions, result.predictions, result.snapshots, request_ids, strict=True))
     impressions = {
-        n: shown(question.user_id, question.to_log, prediction, request_id, result.version_of(n)[0])
-        for n, (question, prediction, request_id) in answered
+        n: shown(question.user_id, question.to_log, prediction, request_id, snapshot.version)
+        for n, (question, prediction, snapshot, request_id) in answered
         if question.to_log is not None and question.user_id is not None
     }
     if not impressions:
@@ -122,28 +123,25 @@ async def _log_impressions(
 
 def answer_json(result: PredictResult, request_id: str, logged: bool | None = None) -> bytes:
     """The answer to one question."""
-    [prediction], [without_history] = result.predictions, result.without_history
-    version, period = result.version_of(0)
-    versions = {"model_version": version, "period": period}
-    return _to_json({**versions, **_members(prediction, without_history, request_id, logged)})
+    [prediction], [snapshot], [without_history] = result.predictions, result.snapshots, result.without_history
+    return _to_json({**_versions(snapshot), **_members(prediction, without_history, request_id, logged)})
 
 
 def _batch_json(result: PredictResult, request_ids: Sequence[str], logged: Sequence[bool | None]) -> bytes:
     """The answer to a batch, of answers that are written one by one: a thread that writes megabytes lets the event loop
     go on in between.
     """
-    answers = enumerate(zip(result.predictions, result.without_history, request_ids, logged, strict=True))
-    predictions = (_to_json({**_members(*each), **_canary_members(result, place)}) for place, each in answers)
-    head = b'{"model_version":%d,"period":%d,"predictions":[' % (result.model_version, result.period)
+    served = result.served
+    versions = ({} if snapshot is served else _versions(snapshot) for snapshot in result.snapshots)
+    members = map(_members, result.predictions, result.without_history, request_ids, logged)
+    predictions = (_to_json({**each, **version}) for each, version in zip(members, versions, strict=True))
+    head = b'{"model_version":%d,"period":%d,"predictions":[' % (served.version, served.period)
     return head + b",".join(predictions) + b"]}"
 
 
-def _canary_members(result: PredictResult, place: int) -> dict[str, int]:
-    """What an answer of a batch says of its version where that is not the version of the others."""
-    if place not in result.by_canary:
-        return {}
-    version, period = result.version_of(place)
-    return {"model_version": version, "period": period}
+def _versions(snapshot: Snapshot) -> dict[str, int]:
+    """What an answer says of the version that has made it."""
+    return {"model_version": snapshot.version, "period": snapshot.period}
 
 
 def _to_json(document: dict[str, Any]) -> bytes:

@@ -51,13 +51,16 @@ GAIN_CHANGE = 0.05
 """Least fall that matters of the LogLoss that the served model saves, as a share of that of a constant."""
 
 SPAN = 4
-"""Periods whose mean gain is compared with that of as many before, to see a slow decay."""
+"""Periods whose median gain is compared with that of as many before, to see a slow decay. One of them may be broken."""
+
+MEDIAN_ERROR = 1.09
+"""Standard error of the median of four normal values, relative to that of their mean."""
 
 DECAY = 0.25
-"""Least fall of that mean that matters, relative to what it was at its best."""
+"""Least fall of that median that matters, relative to what it was at its best."""
 
 DECAY_CERTAINTY = 3.5
-"""Standard errors by which that mean must have fallen."""
+"""Standard errors by which that median must have fallen."""
 
 CERTAINTY = 3.0
 """Standard errors by which the served model must be worse than a constant."""
@@ -206,17 +209,21 @@ def _check_fall(gains: Sequence[tuple[float, float]]) -> list[Check]:
 
 
 def _check_decay(gains: Sequence[tuple[float, float]]) -> list[Check]:
-    """Whether the mean of the newest gains is below the best mean of as many before: a slow loss of quality."""
-    means = [_mean(gains[end - SPAN : end]) for end in range(SPAN, len(gains) + 1)][-WINDOW - SPAN :]
-    if len(means) <= SPAN:
+    """Whether the median of the newest gains is below the best median of as many before: a slow loss of quality.
+
+    One broken period does not move the median; other rules tell of it when it happens.
+    """
+    medians = [_middle(gains[end - SPAN : end]) for end in range(SPAN, len(gains) + 1)][-WINDOW - SPAN :]
+    if len(medians) <= SPAN:
         return []
-    now, error = means[-1]
-    best, best_error = max(means[:-SPAN])
+    now, error = medians[-1]
+    best, best_error = max(medians[:-SPAN])
     limit = max(DECAY * best, DECAY_CERTAINTY * math.hypot(error, best_error))
     finding = None
     if best - now > limit:
         message = (
-            f"in the last {SPAN} periods what is served saved {now:.1%} of a constant's LogLoss; at its best {best:.1%}"
+            f"what is served saved {now:.1%} of a constant's LogLoss in the median of the last {SPAN} periods; "
+            f"at its best {best:.1%}"
         )
         finding = Finding("quality", message, {"now": now, "usual": best, "limit": limit})
     return [Check("decay", now, best, low=best - limit, finding=finding)]
@@ -231,9 +238,10 @@ def _found(checks: Sequence[Check]) -> list[Finding]:
     return list(by_kind.values())
 
 
-def _mean(gains: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The mean of some gains and its standard error."""
-    return fmean(gain for gain, _ in gains), math.sqrt(sum(error**2 for _, error in gains)) / len(gains)
+def _middle(gains: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The median of some gains, and its standard error, to which a single period counts no more than others."""
+    error = median(error for _, error in gains)
+    return median(gain for gain, _ in gains), MEDIAN_ERROR * error / math.sqrt(len(gains))
 
 
 def losing_in_a_row(profiles: Sequence[Profile]) -> int:

@@ -43,7 +43,9 @@ RULES = {
     ),
     "live_loss": _Rule(AlertKind.LIVE_LOSS, "LogLoss of what was served, less that of a constant", "LogLoss"),
     "quality": _Rule(AlertKind.QUALITY, "share of a constant's LogLoss that the served model saves", "share"),
-    "decay": _Rule(AlertKind.QUALITY, "the same in the mean of four periods, against the best mean of four", "share"),
+    "decay": _Rule(
+        AlertKind.QUALITY, "the same in the median of four periods, against the best median of four", "share"
+    ),
     "forgetting": _Rule(
         AlertKind.FORGETTING,
         "mean fall of the AUC on earlier periods, against the versions that had just learned them",
