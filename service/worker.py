@@ -9,6 +9,7 @@ import logging
 import runpy
 import sys
 import time
+from contextlib import suppress
 
 import torch
 
@@ -166,7 +167,9 @@ async def _lead(
     shadows: Shadows,
 ) -> None:
     """Update on one sealed period after the other, without end."""
+    sealed = asyncio.Event()
     beside = [
+        start_alone(_hear_of_sealed(context.notices, sealed), name="hear of closed periods"),
         start_alone(_keep_telling(context.notices, heartbeat)),
         start_alone(keep_delivering(context.database, context.settings)),
         start_alone(keep_judging(context.database, context.notices, context.settings)),
@@ -182,6 +185,7 @@ async def _lead(
         await shadows.remove_others()
         while True:
             heartbeat.beat()
+            sealed.clear()
             await deletions.carry_out()
             updated = await update_next(context)
             backoff.reset()
@@ -191,11 +195,19 @@ async def _lead(
                 if exporter is not None:
                     exporter.wake()
             elif not watched and not await shadows.learn_next():
-                await asyncio.sleep(context.settings.worker_poll_seconds)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(context.settings.worker_poll_seconds):
+                        await sealed.wait()
     finally:
         context.metrics.note_leading(False)
         await compaction.stop()
         await end_tasks(*beside)
+
+
+async def _hear_of_sealed(notices: Notices, sealed: asyncio.Event) -> None:
+    """Set the event whenever a period was closed."""
+    async for _ in notices.sealed_notices():
+        sealed.set()
 
 
 async def _keep_telling(notices: Notices, heartbeat: Heartbeat) -> None:

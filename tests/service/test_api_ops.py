@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,14 @@ async def test_request_ids(api: Api) -> None:
         for wrong in (b"", longest.encode() + b"x", b"with space", b"\xc3\xa9", b"tab\there"):
             refused = await api.client.get(path, headers={"X-Request-ID": wrong})
             assert re.fullmatch("[0-9a-f]{32}", refused.headers["x-request-id"])
+
+
+async def test_the_worker_is_told_of_a_closed_period(api: Api) -> None:
+    assert (await ingest(api.client, event(1))).is_success
+    async with asyncio.timeout(10), aclosing(api.state.notices.sealed_notices()) as heard:
+        await anext(heard)  # the subscription itself
+        assert (await api.client.post("/periods/close")).status_code == 202
+        await anext(heard)
 
 
 async def test_metrics_tell_of_periods_in_quarantine(api: Api, database: Database) -> None:

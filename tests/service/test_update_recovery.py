@@ -26,6 +26,7 @@ from service.use_cases.update.score import ScoreNote
 from service.use_cases.update.train import TrainNote
 from tests.service.update_doubles import Meddled, Stopped, Watched, closing, until_updated, update_interrupted_often
 from tests.service.update_support import (
+    SEED,
     STAGES,
     TRAINING,
     Bench,
@@ -33,6 +34,7 @@ from tests.service.update_support import (
     bench,
     named,
     outcome,
+    periods,
     stored,
     until,
 )
@@ -252,6 +254,22 @@ async def test_one_worker_works_and_the_next_takes_over_when_it_is_killed(
             last.stop()
     assert not await is_led(second)
     await database.close()
+
+
+async def test_a_worker_that_hears_of_a_closed_period_does_not_wait_for_its_next_look(
+    second: str, redis_url: str, tmp_path: Path
+) -> None:
+    async with bench(second, redis_url, tmp_path) as b:
+        with forked_worker(second, redis_url, tmp_path, worker_poll_seconds=3600.0) as worker:
+            await until_updated(b.database, 2)
+            await b.log(periods(3, seed=SEED)[2])
+            async with asyncio.timeout(60):
+                listeners = 0
+                while not listeners:
+                    listeners = await b.redis.publish("asmg:sealed", b"")
+                    await asyncio.sleep(0.01)
+            await until_updated(b.database, 3)
+            worker.stop()
 
 
 KEYS = {

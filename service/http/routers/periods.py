@@ -49,6 +49,7 @@ async def post_close(
         reason=body.reason,
     )
     period = await state.writes.run(closing)
+    await state.notices.publish_sealed()
     status_url = f"{request.scope.get('root_path', '')}/periods/{period.number}"
     response.headers["Location"] = status_url
     return CloseResponse(period=period.number, status="sealed", status_url=status_url)
@@ -74,6 +75,7 @@ async def get_one_period(state: State, number: Number) -> PeriodDocument:
 async def post_retry(state: State, caller: Admin, number: Number, request: Why) -> PeriodDocument:
     """A period in quarantine waits for its update again, with all attempts; it comes after those learned meanwhile."""
     await state.writes.run(retry_period(state.database, number, reason=request.reason, actor=caller.name))
+    await state.notices.publish_sealed()
     return await get_period(state.database, state.notices, number)
 
 

@@ -1,4 +1,5 @@
-"""Notices from one process to the others: an alias moved, a user's past changed, an update made progress.
+"""Notices from one process to the others: a period was closed, an alias moved, a user's past changed, an update made
+progress.
 
 A notice only saves time: every receiver also finds the news by polling Postgres, so a lost notice does no harm.
 """
@@ -23,6 +24,7 @@ PROGRESS_SECONDS = 24 * 3600
 LEADER_SECONDS = 24 * 3600
 """Expiry of the leader's last sign of life."""
 
+SEALED_CHANNEL = "asmg:sealed"
 SWAP_CHANNEL = "asmg:swap"
 PROGRESS_CHANNEL = "asmg:progress"
 
@@ -43,12 +45,18 @@ class Notices:
         self._redis = redis
         self._outage = Outage("notices are not sent")
 
+    async def publish_sealed(self) -> None:
+        """Tell the worker that a period waits for its update."""
+        await self._publish(SEALED_CHANNEL)
+
+    async def sealed_notices(self) -> AsyncIterator[None]:
+        """One None for each period that was closed, and one for each (re)connection."""
+        async for _ in self._messages(SEALED_CHANNEL):
+            yield None
+
     async def publish_swap(self) -> None:
         """Tell the api processes that an alias moved."""
-        try:
-            await self._redis.publish(SWAP_CHANNEL, b"")
-        except RedisError as error:
-            self._outage.note(error)
+        await self._publish(SWAP_CHANNEL)
 
     async def swap_notices(self) -> AsyncIterator[None]:
         """One None for each move of an alias, and one for each (re)connection, since a notice may have been missed."""
@@ -115,6 +123,12 @@ class Notices:
             self._outage.note(error)
             return None
         return None if at is None else float(at)
+
+    async def _publish(self, channel: str) -> None:
+        try:
+            await self._redis.publish(channel, b"")
+        except RedisError as error:
+            self._outage.note(error)
 
     async def _messages(self, channel: str) -> AsyncIterator[bytes | None]:
         """Messages of a channel without end, and None for each subscription, also after a lost connection."""
