@@ -131,27 +131,15 @@ async def prepared_period(
         async with database.unit_of_work() as work:
             found = await _assign_rows(work, period, evict_after, read, columns, known or {})
             if found is not None:
-                async with meanwhile(_append_rows(database, work, found.appended)):
+                async with meanwhile(_append_rows(work, found.appended)):
                     yield await asyncio.to_thread(_encoded, read, columns, found, history_length)
                 return
         logger.info("period %d: somebody was deleted while it was prepared; it is read again", period)
 
 
-async def _append_rows(database: Database, work: UnitOfWork, appended: Mapping[EntityKind, Allocation]) -> None:
-    """Write the new rows and commit: users in a transaction of their own, at the same time as the others.
-
-    A worker that dies between the two commits leaves users that have rows already; they get no others.
-    """
-
-    async def append_users() -> None:
-        async with database.unit_of_work() as own:
-            await own.entities.append(EntityKind.USER, appended[EntityKind.USER])
-            await own.commit()
-
-    async with meanwhile(append_users()):
-        for kind, allocation in appended.items():
-            if kind is not EntityKind.USER:
-                await work.entities.append(kind, allocation)
+async def _append_rows(work: UnitOfWork, appended: Mapping[EntityKind, Allocation]) -> None:
+    for kind, allocation in appended.items():
+        await work.entities.append(kind, allocation)
     await work.commit()
 
 
