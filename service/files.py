@@ -23,12 +23,13 @@ import time
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import xxhash
 
 __all__ = [
     "DigestedFile",
+    "KnownFile",
     "check_of",
     "create",
     "create_slowly",
@@ -48,6 +49,16 @@ UNFINISHED = ".new-"
 UNFINISHED_SECONDS = 3600.0
 """Age of the last write after which an unfinished file is removed: its process has died."""
 LOCK_POLL_SECONDS = 0.05
+
+
+class KnownFile(NamedTuple):
+    """A complete file whose content is known by its digest."""
+
+    digest: str
+    """SHA-256, in hex."""
+    path: Path
+    size: int
+    """Bytes."""
 
 
 class DigestedFile:

@@ -25,7 +25,7 @@ from asmg.updaters import build_updater
 from asmg.updaters.asmg import Asmg, AsmgConfig
 from asmg.updaters.base import Updater
 from asmg.updaters.with_statistics import WithStatistics
-from service.files import DigestedFile, create, find
+from service.files import DigestedFile, KnownFile, create, find
 from service.storage.artifacts.store import FILE_SUFFIX
 from service.storage.postgres.repositories import ModelKind, ModelVersion
 from service.use_cases.update import checkpoints as checkpoints_module
@@ -54,7 +54,7 @@ class Files:
     def __init__(self) -> None:
         self.contents: dict[str, bytes] = {}
 
-    async def put_file(self, file: DigestedFile, kind: str, *, hot: bool = True) -> str:
+    async def put_file(self, file: DigestedFile | KnownFile, kind: str, *, hot: bool = True) -> str:
         assert file.path is not None
         self.contents[file.digest] = file.path.read_bytes()
         return file.digest

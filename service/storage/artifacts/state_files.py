@@ -13,7 +13,7 @@ from pathlib import Path
 
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.layers import Stack, StatisticsStack, open_stack
-from service.files import DigestedFile, create, find
+from service.files import DigestedFile, KnownFile, create, find
 from service.storage.artifacts.store import FILE_SUFFIX, ArtifactStore
 
 __all__ = ["StateFiles"]
@@ -31,7 +31,6 @@ class StateFiles:
         self._store, self._folder = store, folder
         self._open: dict[str, Checkpoint] = {}
         self._paths: dict[str, Path] = {}
-        self._kept: dict[str, DigestedFile] = {}
 
     async def put(self, checkpoint: Checkpoint, *, hot: bool = False) -> str:
         """Store a checkpoint durably, `hot` ones in Redis too, and return its digest."""
@@ -42,16 +41,14 @@ class StateFiles:
     async def keep(self, checkpoint: Checkpoint) -> str:
         """Write a checkpoint as a file of this host alone, and return its digest."""
         file = await self._create(checkpoint.write)
-        self._open[file.digest], self._kept[file.digest] = checkpoint, file
+        assert file.path is not None, "it is complete"
+        self._open[file.digest], self._paths[file.digest] = checkpoint, file.path
         return file.digest
 
     async def store(self, digest: str, *, hot: bool = False) -> None:
         """Store durably, `hot` ones in Redis too, what `keep` has written, now or in another process of this host."""
-        checkpoint, file = await self.open(digest), self._kept.pop(digest, None)
-        if file is None:
-            await self.put(checkpoint, hot=hot)
-        else:
-            await self._store.put_file(file, checkpoint.kind, hot=hot)
+        checkpoint, path = await self.open(digest), self._paths[digest]
+        await self._store.put_file(KnownFile(digest, path, path.stat().st_size), checkpoint.kind, hot=hot)
 
     async def write(self, content: Callable[[DigestedFile], None], kind: str, *, hot: bool = False) -> str:
         """Store what `content` writes, in a thread, into a file; return its digest."""
@@ -91,7 +88,7 @@ class StateFiles:
         return found
 
     def path(self, digest: str) -> Path:
-        """The file of a checkpoint that was opened and not written here."""
+        """The file of a checkpoint that was opened or kept."""
         return self._paths[digest]
 
     async def stack(self, digests: Sequence[str]) -> Stack | StatisticsStack:

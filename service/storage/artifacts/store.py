@@ -113,7 +113,7 @@ class ArtifactStore:
             await self._copy_to_redis(digest, kind, (data[start : start + HOT_CHUNK_BYTES] for start in starts))
         return digest
 
-    async def put_file(self, file: files.DigestedFile, kind: str, *, hot: bool = True) -> str:
+    async def put_file(self, file: files.DigestedFile | files.KnownFile, kind: str, *, hot: bool = True) -> str:
         """Store the content of a complete file, in pieces, and return its digest.
 
         Args:

@@ -182,6 +182,7 @@ class Checkpoints:
             for digest in layers_of(value):
                 if digest not in stored:
                     await self._files.store(digest, hot=name in HOT_PARTS)
+                    stored.add(digest)
 
     async def _write_part(self, name: str, part: Checkpoint) -> str | Sequence[str]:
         known = [other for other in _predecessors(name) if other in self._head]
