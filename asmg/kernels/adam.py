@@ -6,6 +6,9 @@ from asmg.kernels.common import Doubles, Floats, Rows, compiled
 
 __all__ = ["adam_dense", "adam_rows", "read_rows", "settle_rows"]
 
+BLOCK_ROWS = 1024
+"""Rows that `settle_rows` reads at a time, into a buffer that stays in the processor's cache."""
+
 
 @compiled
 def adam_dense(
@@ -24,34 +27,6 @@ def adam_dense(
 
 
 @compiled
-def catch_up(
-    row: int,
-    p: Floats,
-    m: Floats,
-    v: Floats,
-    moved: Rows,
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    tail: Doubles,
-) -> None:
-    """Add to a row, in place, the moves by momentum alone since it was last moved."""
-    missed = step - moved[row]
-    if missed > 0:
-        last, low = len(tail) - 1, np.float32(eps)
-        decay = np.exp(np.log(beta1 / np.sqrt(beta2)) * missed)
-        far = np.float32(lr * (tail[min(step - missed, last)] - decay * tail[min(step, last)]))
-        keep1, keep2 = np.float32(np.exp(np.log(beta1) * missed)), np.float32(np.exp(np.log(beta2) * missed))
-        for i in range(p.shape[1]):
-            p[row, i] -= far * m[row, i] / (np.sqrt(v[row, i]) + low)
-            m[row, i] *= keep1
-            v[row, i] *= keep2
-        moved[row] = step
-
-
-@compiled
 def read_rows(
     rows: Rows,
     p: Floats,
@@ -66,11 +41,23 @@ def read_rows(
     tail: Doubles,
     out: Floats,
 ) -> None:
-    """out[k] = p[rows[k]] after `catch_up`."""
+    """out[k] = p[rows[k]] after adding, in place, the moves by momentum alone since the row was last moved."""
+    dim, last, low = p.shape[1], len(tail) - 1, np.float32(eps)
+    ratio = np.log(beta1 / np.sqrt(beta2))
+    log1, log2 = np.log(beta1), np.log(beta2)
     for k in range(len(rows)):
         row = rows[k]
-        catch_up(row, p, m, v, moved, step, lr, beta1, beta2, eps, tail)
-        for i in range(p.shape[1]):
+        missed = step - moved[row]
+        if missed > 0:
+            reach = tail[min(step - missed, last)] - np.exp(ratio * missed) * tail[min(step, last)]
+            far = np.float32(lr * reach)
+            keep1, keep2 = np.float32(np.exp(log1 * missed)), np.float32(np.exp(log2 * missed))
+            for i in range(dim):
+                p[row, i] -= far * m[row, i] / (np.sqrt(v[row, i]) + low)
+                m[row, i] *= keep1
+                v[row, i] *= keep2
+            moved[row] = step
+        for i in range(dim):
             out[k, i] = p[row, i]
 
 
@@ -87,9 +74,11 @@ def settle_rows(
     eps: float,
     tail: Doubles,
 ) -> None:
-    """Let all rows of a table `catch_up`, as `asmg.adam.Adam.settle` does."""
-    for row in range(len(p)):
-        catch_up(row, p, m, v, moved, step, lr, beta1, beta2, eps, tail)
+    """Read all rows of a table, for the moves that reading adds, as `asmg.adam.Adam.settle` does."""
+    values = np.empty((BLOCK_ROWS, p.shape[1]), np.float32)
+    for start in range(0, len(p), BLOCK_ROWS):
+        rows = np.arange(start, min(start + BLOCK_ROWS, len(p))).astype(np.int32)
+        read_rows(rows, p, m, v, moved, step, lr, beta1, beta2, eps, tail, values)
 
 
 @compiled

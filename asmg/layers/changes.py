@@ -61,7 +61,7 @@ def changed_part(
         # A method that changes most rows leaves a base each time: a stack of such layers would only grow.
         tensors |= {name: after.tensors[name] for name in in_tables}
         tensors |= {f"{ROWS}{table}": torch.arange(size) for table, size in whole.items()}
-    return _compact(_without_all_rows(Checkpoint(after.kind, {**after.meta, SIZES: whole}, tensors)))
+    return _with_halved_moments(_without_all_rows(Checkpoint(after.kind, {**after.meta, SIZES: whole}, tensors)))
 
 
 def is_base(layer: Checkpoint) -> bool:
@@ -96,7 +96,7 @@ def _without_all_rows(layer: Checkpoint) -> Checkpoint:
     return Checkpoint(layer.kind, layer.meta, kept)
 
 
-def _compact(layer: Checkpoint) -> Checkpoint:
+def _with_halved_moments(layer: Checkpoint) -> Checkpoint:
     """The layer with the moments of its rows as bfloat16, where they were rounded to that."""
     moments = {f"{moment}.{table}" for table in TABLES for moment in ("first", "second")}
     tensors = {name: halved(t) if name in moments else t for name, t in layer.tensors.items()}

@@ -23,6 +23,9 @@ __all__ = ["PAUSE_SECONDS", "PIECE_BYTES", "TensorFile", "map_file", "read_throu
 MAX_HEADER_BYTES = 100_000_000
 """The longest header; the limit of the safetensors library."""
 
+_DTYPES = {name: DTYPES[name] for name in ("F64", "I64", "U64", "F32", "I32", "U32")}
+"""The types that snapshots have; a file with any other is refused."""
+
 PIECE_BYTES = 4 * 1024 * 1024
 """Bytes of a mapping that are read or released at a time; the GIL is held meanwhile."""
 
@@ -92,7 +95,7 @@ class TensorFile:
 
     def _array(self, base: int, *, dtype: str, shape: list[int], data_offsets: list[int]) -> NDArray[Any]:
         """A read-only view of the file."""
-        kind, (start, end), count = DTYPES[dtype], data_offsets, math.prod(shape)
+        kind, (start, end), count = _DTYPES[dtype], data_offsets, math.prod(shape)
         if min(shape, default=0) < 0 or not 0 <= start <= end or end - start != count * kind.itemsize:
             raise ValueError
         if count:

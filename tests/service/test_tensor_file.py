@@ -171,6 +171,7 @@ BAD_FILES = {
     "a number": with_header(7, REST),
     "entry that is none": with_header({"a": 7}, REST),
     "unknown type": bad(dtype="I8"),
+    "type of no snapshot": bad(dtype="I16", shape=[2, 4]),
     "type that is none": bad(dtype=["F32"]),
     "no shape": with_header({"a": {"dtype": "F32", "data_offsets": [0, 16]}}, REST),
     "further member": bad(colour="red"),

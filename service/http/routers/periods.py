@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from service.http.app_state import State
 from service.http.json_body import JsonBody, body_schema
 from service.http.keys import Caller, Requires
+from service.http.ping import within_time
 from service.http.routers.numbers import Before, Limit, Number
 from service.http.schemas import CloseRequest, CloseResponse, PeriodReason
 from service.limits import MAX_ID_LENGTH
@@ -49,7 +50,7 @@ async def post_close(
         reason=body.reason,
     )
     period = await state.writes.run(closing)
-    await state.notices.publish_sealed()
+    await within_time(state.notices.publish_sealed())  # a hint: the worker also looks by itself
     status_url = f"{request.scope.get('root_path', '')}/periods/{period.number}"
     response.headers["Location"] = status_url
     return CloseResponse(period=period.number, status="sealed", status_url=status_url)
@@ -75,7 +76,7 @@ async def get_one_period(state: State, number: Number) -> PeriodDocument:
 async def post_retry(state: State, caller: Admin, number: Number, request: Why) -> PeriodDocument:
     """A period in quarantine waits for its update again, with all attempts; it comes after those learned meanwhile."""
     await state.writes.run(retry_period(state.database, number, reason=request.reason, actor=caller.name))
-    await state.notices.publish_sealed()
+    await within_time(state.notices.publish_sealed())  # a hint: the worker also looks by itself
     return await get_period(state.database, state.notices, number)
 
 
