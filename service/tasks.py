@@ -73,15 +73,15 @@ async def end_tasks(*tasks: asyncio.Future[Any]) -> None:
 
 
 @asynccontextmanager
-async def meanwhile(work: Awaitable[Any]) -> AsyncIterator[None]:
-    """Do some work while the block runs; leave the block when both have ended.
+async def meanwhile(work: Awaitable[T]) -> AsyncIterator[asyncio.Future[T]]:
+    """Do some work while the block runs, which gets its future; leave the block when both have ended.
 
     Where the block fails or is cancelled, the work is cancelled, and has ended before that is raised. What the work
     raises is raised at the end of the block.
     """
     task = start_for_caller(work)
     try:
-        yield
+        yield task
         await task
     finally:
         await end_tasks(task)

@@ -1,8 +1,9 @@
 """The update of one period: resolve → prepare → score → train → gate → publish. The worker calls it for each period.
 
-Each stage is a function of the notes of the stages before it. Its own note is stored in Postgres when it is done; the
-artifacts that the note names are written before, to files of the worker's host; the last stage stores those that the
-version names. A worker that starts again continues after the last note whose artifacts it can read. Every stage is
+Each stage is a function of the notes of the stages before it. Its own note is stored in Postgres when it is done, and
+when the rows of the period's new ids are, which `prepare` leaves to be written while the next stages run; the artifacts
+that the note names are written before, to files of the worker's host; the last stage stores those that the version
+names. A worker that starts again continues after the last note whose artifacts it can read. Every stage is
 deterministic (its randomness follows from the seed, the period and its name), so the outcome is the same version, once.
 """
 
@@ -30,7 +31,7 @@ from service.use_cases.update.prepare import PrepareNote, prepare
 from service.use_cases.update.publish import Learned, PublishNote, publish
 from service.use_cases.update.resolve import ResolveNote, resolve
 from service.use_cases.update.score import ScoreNote, score
-from service.use_cases.update.stage import run_stage
+from service.use_cases.update.stage import Notes, run_stage
 from service.use_cases.update.train import TrainNote, train
 
 __all__ = ["update_period"]
@@ -61,20 +62,22 @@ async def update_period(context: UpdateContext, period: int) -> int:
     if published_before is not None:
         return published_before
     start = await _find_start(context, period)
-    checkpoints, run = Checkpoints(context, start), partial(run_stage, context, start)
-
-    resolved = await run("resolve", ResolveNote, partial(resolve, context, start))
-    learned, decision = None, await _nothing_to_learn(context, start, resolved)
-    if decision is None:
-        prepared = await run("prepare", PrepareNote, partial(prepare, context, checkpoints, start))
-        scored = await run("score", ScoreNote, partial(score, context, checkpoints, start, prepared))
-        trained: TrainNote | None = None
-        for name in context.updater.stages:
-            training = partial(train, context, checkpoints, start, prepared.data, name, trained)
-            trained = await run(name, TrainNote, training)
-        assert trained is not None, "every method has a training stage"
-        learned = Learned(prepared, scored, trained)
-        decision = await run("gate", Decision, partial(gate, context, checkpoints, start, prepared, scored, trained))
+    checkpoints = Checkpoints(context, start)
+    async with Notes(context, start) as notes:
+        run = partial(run_stage, context, start, notes)
+        resolved = await run("resolve", ResolveNote, partial(resolve, context, start))
+        learned, decision = None, await _nothing_to_learn(context, start, resolved)
+        if decision is None:
+            prepared = await run("prepare", PrepareNote, partial(prepare, context, checkpoints, start, notes))
+            scored = await run("score", ScoreNote, partial(score, context, checkpoints, start, prepared))
+            trained: TrainNote | None = None
+            for name in context.updater.stages:
+                training = partial(train, context, checkpoints, start, prepared.data, name, trained)
+                trained = await run(name, TrainNote, training)
+            assert trained is not None, "every method has a training stage"
+            learned = Learned(prepared, scored, trained)
+            decide = partial(gate, context, checkpoints, start, prepared, scored, trained)
+            decision = await run("gate", Decision, decide)
     publishing = partial(publish, context, checkpoints, start, resolved, learned, decision)
     published = await run("publish", PublishNote, publishing, stores_note=True)
     await context.notices.publish_swap()

@@ -19,6 +19,7 @@ from service.use_cases.update.checkpoints import Checkpoints
 from service.use_cases.update.context import Progress, UpdateContext, UpdateStart, origin_of
 from service.use_cases.update.period_data import TableRows, encode_period
 from service.use_cases.update.period_fields import Given, NamedColumns, name_columns
+from service.use_cases.update.stage import Notes
 
 __all__ = ["PrepareNote", "PreparedPeriod", "prepare", "prepared_period"]
 
@@ -63,15 +64,20 @@ class PreparedPeriod(NamedTuple):
     """Items whose catalogue entry or features are new, ascending."""
     gone: dict[str, NDArray[np.int64]]
     """Kind → rows, ascending, whose embeddings in the training state belong to nobody now."""
+    written: asyncio.Future[None]
+    """Done when the rows of new ids are in Postgres."""
 
 
 async def prepare(
-    context: UpdateContext, checkpoints: Checkpoints, start: UpdateStart, _progress: Progress
+    context: UpdateContext, checkpoints: Checkpoints, start: UpdateStart, notes: Notes, _progress: Progress
 ) -> PrepareNote:
-    """Turn the log into rows, add what the method's state says about them, and store that."""
+    """Turn the log into rows, add what the method's state says about them, and store that.
+
+    The rows of new ids are written to Postgres while the next stages run, which read none of them there.
+    """
     settings = context.settings
     known = int(start.head.state.get("catalogue", 0))  # every entry, after a release that did not note it
-    async with prepared_period(
+    period = prepared_period(
         context.database,
         start.period,
         settings.history_length,
@@ -80,12 +86,13 @@ async def prepare(
         catalogue=known,
         kept=await checkpoints.kept_items(),
         known=start.head.state.get("allocations", {}),
-    ) as (data, allocations, taken_up, gone):
-        await checkpoints.select(data, gone)
-        state = await checkpoints.read_state(None)
-        local = await asyncio.to_thread(checkpoints.selection.localised, data)
-        prepared = await asyncio.to_thread(context.updater.prepare, state, local)
-        digest = await checkpoints.write_data(data, prepared, taken_up)
+    )
+    data, allocations, taken_up, gone, _ = await notes.begin(period)
+    await checkpoints.select(data, gone)
+    state = await checkpoints.read_state(None)
+    local = await asyncio.to_thread(checkpoints.selection.localised, data)
+    prepared = await asyncio.to_thread(context.updater.prepare, state, local)
+    digest = await checkpoints.write_data(data, prepared, taken_up)
     return PrepareNote(origin_of(context, start.head), digest, allocations, max(known, start.period))
 
 
@@ -131,26 +138,30 @@ async def prepared_period(
         async with database.unit_of_work() as work:
             found = await _assign_rows(work, period, evict_after, read, columns, known or {})
             if found is not None:
-                async with meanwhile(_append_rows(work, found.appended)):
-                    yield await asyncio.to_thread(_encoded, read, columns, found, history_length)
+                async with meanwhile(_append_rows(work, found.appended)) as written:
+                    prepared = await asyncio.to_thread(_encoded, read, columns, found, history_length, written)
+                    del read, columns, found  # which take more than what was made of them
+                    yield prepared
                 return
         logger.info("period %d: somebody was deleted while it was prepared; it is read again", period)
 
 
 async def _append_rows(work: UnitOfWork, appended: Mapping[EntityKind, Allocation]) -> None:
-    for kind, allocation in appended.items():
-        await work.entities.append(kind, allocation)
+    for kind in sorted(appended):  # as in the indexes: a row that goes to their end costs less than one in the middle
+        await work.entities.append(kind, appended[kind])
     await work.commit()
 
 
-def _encoded(read: "_Read", columns: NamedColumns, found: "_Found", history_length: int) -> PreparedPeriod:
+def _encoded(
+    read: "_Read", columns: NamedColumns, found: "_Found", history_length: int, written: asyncio.Future[None]
+) -> PreparedPeriod:
     rows = found.rows
     data = encode_period(read.log, read.earlier, read.catalogue, rows, history_length)
     fields = columns.in_rows(rows.of[EntityKind.FIELD], rows.sizes[EntityKind.FIELD])
     of_item = rows.of[EntityKind.ITEM]
     taken_up = np.unique(np.array([of_item[item] for item in read.taken_up], np.int64))
     data, taken_up = replace(data, fields=fields), taken_up[taken_up != COLD_ROW]
-    return PreparedPeriod(data, rows.allocations, taken_up, found.gone)
+    return PreparedPeriod(data, rows.allocations, taken_up, found.gone, written)
 
 
 @dataclass(frozen=True)

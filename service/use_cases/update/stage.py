@@ -1,15 +1,16 @@
-"""Run one stage of an update: store in Postgres that it runs, then its result; report progress; handle cancelling."""
+"""Run the stages of an update: store in Postgres that one runs, then its result; report progress; handle cancelling."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Protocol, Self, TypeVar
 
 from service.telemetry.tracing import span
 from service.use_cases.update.context import Progress, UpdateContext, UpdateStart, hold_period
 
-__all__ = ["Note", "run_stage"]
+__all__ = ["Note", "Notes", "run_stage"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +34,74 @@ class Note(Protocol):
 NoteT = TypeVar("NoteT", bound=Note)
 
 
+class Begun(Protocol):
+    """What a stage hands on while a part of its work still goes on."""
+
+    @property
+    def written(self) -> asyncio.Future[Any]:
+        """Done when the rest of the work is."""
+        ...
+
+
+BegunT = TypeVar("BegunT", bound=Begun)
+
+
+class Notes:
+    """Stores the notes of an update's stages, in their order.
+
+    A stage may leave work to go on while the next stages run (`begin`). Its note, and those of these stages, are stored
+    when the work is done: an update that continues after a crash finds the results of a stage only if it finds those of
+    all stages before it. As an asynchronous context manager it has stored them all when the block has ended; where the
+    block fails, such work ends too, and its notes are lost.
+    """
+
+    def __init__(self, context: UpdateContext, start: UpdateStart) -> None:
+        self._context, self._start = context, start
+        self._waiting: list[tuple[str, float, dict[str, Any]]] = []
+        self._begun: asyncio.Future[Any] | None = None
+        self._work = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        if error[0] is None:
+            await self._store()
+        else:
+            await self._work.__aexit__(*error)
+
+    async def begin(self, work: AbstractAsyncContextManager[BegunT]) -> BegunT:
+        """Enter a block that is left when the rest of its work is done. A stage calls it, once in an update."""
+        begun = await self._work.enter_async_context(work)
+        self._begun = begun.written
+        return begun
+
+    async def put(self, stage: str, seconds: float, result: dict[str, Any]) -> None:
+        """Store the note of a stage, or keep it until the work that a stage has begun is done.
+
+        Raises:
+            Superseded: this worker does not update the period any more.
+        """
+        self._waiting.append((stage, seconds, result))
+        if self._begun is None or self._begun.done():
+            await self._store()
+
+    async def _store(self) -> None:
+        await self._work.aclose()
+        if not self._waiting:
+            return
+        async with self._context.database.unit_of_work() as work:
+            await hold_period(work, self._context, self._start.period, crashes=0)
+            for stage, seconds, result in self._waiting:
+                await work.stages.finish(self._start.period, stage, seconds, result)
+            await work.commit()
+        self._waiting.clear()
+
+
 async def run_stage(
     context: UpdateContext,
     start: UpdateStart,
+    notes: Notes,
     name: str,
     note_type: type[NoteT],
     stage: Callable[[Progress], Awaitable[NoteT]],
@@ -50,6 +116,7 @@ async def run_stage(
     Args:
         context: dependencies.
         start: names the period and the stages that are finished.
+        notes: stores the note.
         name: of the stage.
         note_type: converts the stored JSON.
         stage: does the work; gets the function that it reports its progress to.
@@ -76,10 +143,7 @@ async def run_stage(
         raise
     seconds = time.perf_counter() - started
     if not stores_note:
-        async with context.database.unit_of_work() as work:
-            await hold_period(work, context, start.period, crashes=0)
-            await work.stages.finish(start.period, name, seconds, result)
-            await work.commit()
+        await notes.put(name, seconds, result)
     context.metrics.note_stage(name, seconds)
     logger.info("period %d: %s took %.2f s", start.period, name, seconds)
     context.beat()
