@@ -18,12 +18,12 @@ def adam_dense(
     keep1, keep2 = np.float32(beta1), np.float32(beta2)
     new1, new2 = np.float32(1 - beta1), np.float32(1 - beta2)
     by, low = np.float32(rate), np.float32(eps)
-    for lane in range(len(p)):
-        m[lane] = keep1 * m[lane] + new1 * grad[lane]
-    for lane in range(len(p)):
-        v[lane] = keep2 * v[lane] + new2 * grad[lane] * grad[lane]
-    for lane in range(len(p)):
-        p[lane] -= by * m[lane] / (np.sqrt(v[lane]) + low)
+    for lane in range(len(p)):  # one loop: three, one for each array, take three times as long for a row
+        first = keep1 * m[lane] + new1 * grad[lane]
+        second = keep2 * v[lane] + new2 * grad[lane] * grad[lane]
+        m[lane] = first
+        v[lane] = second
+        p[lane] -= by * first / (np.sqrt(second) + low)
 
 
 @compiled
@@ -96,8 +96,7 @@ def adam_rows(
     eps: float,
 ) -> None:
     """One step of Adam, in place, on distinct rows that `read_rows` has just read."""
-    dim = p.shape[1]
     for k in range(len(rows)):
         row = rows[k]
-        adam_dense(p[row], m[row], v[row], grad[k, :dim], rate, beta1, beta2, eps)
+        adam_dense(p[row], m[row], v[row], grad[k], rate, beta1, beta2, eps)
         moved[row] = step
