@@ -14,16 +14,17 @@ import asyncio
 import errno
 import fcntl
 import hashlib
+import io
 import logging
 import os
 import socket
 import stat
 import tempfile
 import time
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import xxhash
 
@@ -33,6 +34,7 @@ __all__ = [
     "check_of",
     "create",
     "create_slowly",
+    "digest_of",
     "find",
     "host_name",
     "keep_newest",
@@ -64,7 +66,7 @@ class KnownFile(NamedTuple):
 class DigestedFile:
     """A binary file that is being written, with the digests of the bytes written so far."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes] | io.RawIOBase) -> None:
         self._file = file
         self._sha256 = hashlib.sha256()
         self._xxh3 = xxhash.xxh3_128()
@@ -88,6 +90,20 @@ class DigestedFile:
     def name(self, suffix: str) -> str:
         """The name of a file with this content."""
         return f"{self.digest}.{self._xxh3.hexdigest()}{suffix}"
+
+
+class _Nothing(io.RawIOBase):
+    """Takes bytes and keeps none."""
+
+    def write(self, data: Any, /) -> int:
+        return len(data)
+
+
+def digest_of(write: Callable[["DigestedFile"], object]) -> str:
+    """The digest of the file that `write` would write."""
+    file = DigestedFile(_Nothing())
+    write(file)
+    return file.digest
 
 
 @contextmanager

@@ -10,17 +10,22 @@ update makes it again.
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.layers import Stack, StatisticsStack, open_stack
-from service.files import DigestedFile, KnownFile, create, find
+from service.files import DigestedFile, KnownFile, create, digest_of, find
 from service.storage.artifacts.store import FILE_SUFFIX, ArtifactStore
+from service.tasks import end_tasks, start_for_caller
 
 __all__ = ["StateFiles"]
 
 
 class StateFiles:
     """Checkpoints by their digests.
+
+    Whoever calls `keep` enters it as an asynchronous context manager: it has written all files when the block has
+    ended, or has ended to write them where the block failed.
 
     Args:
         store: holds them durably.
@@ -31,6 +36,18 @@ class StateFiles:
         self._store, self._folder = store, folder
         self._open: dict[str, Checkpoint] = {}
         self._paths: dict[str, Path] = {}
+        self._writing: dict[str, asyncio.Future[None]] = {}
+        self._turn = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, error: type[BaseException] | None, *_: Any) -> None:
+        try:
+            if error is None:
+                await self.written()
+        finally:
+            await end_tasks(*self._writing.values())
 
     async def put(self, checkpoint: Checkpoint, *, hot: bool = False) -> str:
         """Store a checkpoint durably, `hot` ones in Redis too, and return its digest."""
@@ -39,14 +56,37 @@ class StateFiles:
         return await self._store.put_file(file, checkpoint.kind, hot=hot)
 
     async def keep(self, checkpoint: Checkpoint) -> str:
-        """Write a checkpoint as a file of this host alone, and return its digest."""
-        file = await self._create(checkpoint.write)
-        assert file.path is not None, "it is complete"
-        self._open[file.digest], self._paths[file.digest] = checkpoint, file.path
-        return file.digest
+        """Write a checkpoint as a file of this host alone, and return its digest before that is done.
+
+        The tensors may not change any more. `written` waits for the file.
+        """
+        digest = await asyncio.to_thread(digest_of, checkpoint.write)
+        if digest not in self._open:
+            self._open[digest] = checkpoint
+            self._writing[digest] = start_for_caller(self._write_kept(checkpoint, digest))
+        return digest
+
+    async def _write_kept(self, checkpoint: Checkpoint, digest: str) -> None:
+        async with self._turn:  # one at a time: beside it, the next stage computes
+            file = await self._create(checkpoint.write)
+        if file.path is None or file.digest != digest:
+            raise CheckpointError(f"checkpoint {digest}: its tensors changed while they were written")
+        self._paths[digest] = file.path
+
+    @property
+    def all_written(self) -> bool:
+        """Whether the files of all checkpoints that `keep` was given are complete."""
+        return all(writing.done() for writing in self._writing.values())
+
+    async def written(self, *digests: str) -> None:
+        """Wait until the files of these checkpoints, by default of all that `keep` was given, are complete."""
+        for digest in digests or tuple(self._writing):
+            if digest in self._writing:
+                await self._writing[digest]
 
     async def store(self, digest: str, *, hot: bool = False) -> None:
         """Store durably, `hot` ones in Redis too, what `keep` has written, now or in another process of this host."""
+        await self.written(digest)
         checkpoint, path = await self.open(digest), self._paths[digest]
         await self._store.put_file(KnownFile(digest, path, path.stat().st_size), checkpoint.kind, hot=hot)
 

@@ -63,7 +63,7 @@ async def update_period(context: UpdateContext, period: int) -> int:
         return published_before
     start = await _find_start(context, period)
     checkpoints = Checkpoints(context, start)
-    async with Notes(context, start) as notes:
+    async with checkpoints.files as files, Notes(context, start, files) as notes:
         run = partial(run_stage, context, start, notes)
         resolved = await run("resolve", ResolveNote, partial(resolve, context, start))
         learned, decision = None, await _nothing_to_learn(context, start, resolved)
@@ -82,8 +82,8 @@ async def update_period(context: UpdateContext, period: int) -> int:
     published = await run("publish", PublishNote, publishing, stores_note=True)
     await context.notices.publish_swap()
     await release_champion(context.database, context.settings)  # where no api process runs
-    kept = await keep_for_shadows(context, checkpoints.files, None if learned is None else learned.prepared.data)
-    await asyncio.to_thread(checkpoints.files.remove_others, kept)
+    kept = await keep_for_shadows(context, files, None if learned is None else learned.prepared.data)
+    await asyncio.to_thread(files.remove_others, kept)
     return published.version
 
 

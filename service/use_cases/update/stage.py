@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Protocol, Self, TypeVar
 
+from service.storage.artifacts.state_files import StateFiles
 from service.telemetry.tracing import span
 from service.use_cases.update.context import Progress, UpdateContext, UpdateStart, hold_period
 
@@ -47,16 +48,21 @@ BegunT = TypeVar("BegunT", bound=Begun)
 
 
 class Notes:
-    """Stores the notes of an update's stages, in their order.
+    """Stores the notes of an update's stages, in their order, when what they name is written.
 
-    A stage may leave work to go on while the next stages run (`begin`). Its note, and those of these stages, are stored
-    when the work is done: an update that continues after a crash finds the results of a stage only if it finds those of
-    all stages before it. As an asynchronous context manager it has stored them all when the block has ended; where the
-    block fails, such work ends too, and its notes are lost.
+    Files of training states are written while the next stages run, and a stage may leave other work to go on (`begin`).
+    Its note, and those of these stages, are stored when that is done: an update that continues after a crash finds the
+    results of a stage only if it finds those of all stages before it. As an asynchronous context manager it has stored
+    them all when the block has ended; where the block fails, such work ends too, and its notes are lost.
+
+    Args:
+        context: dependencies.
+        start: names the period.
+        files: of the training states.
     """
 
-    def __init__(self, context: UpdateContext, start: UpdateStart) -> None:
-        self._context, self._start = context, start
+    def __init__(self, context: UpdateContext, start: UpdateStart, files: StateFiles) -> None:
+        self._context, self._start, self._files = context, start, files
         self._waiting: list[tuple[str, float, dict[str, Any]]] = []
         self._begun: asyncio.Future[Any] | None = None
         self._work = AsyncExitStack()
@@ -65,9 +71,10 @@ class Notes:
         return self
 
     async def __aexit__(self, *error: Any) -> None:
-        if error[0] is None:
-            await self._store()
-        else:
+        try:
+            if error[0] is None:
+                await self._store()
+        finally:
             await self._work.__aexit__(*error)
 
     async def begin(self, work: AbstractAsyncContextManager[BegunT]) -> BegunT:
@@ -77,17 +84,18 @@ class Notes:
         return begun
 
     async def put(self, stage: str, seconds: float, result: dict[str, Any]) -> None:
-        """Store the note of a stage, or keep it until the work that a stage has begun is done.
+        """Store the note of a stage, or keep it until what the stages have begun is done.
 
         Raises:
             Superseded: this worker does not update the period any more.
         """
         self._waiting.append((stage, seconds, result))
-        if self._begun is None or self._begun.done():
+        if self._files.all_written and (self._begun is None or self._begun.done()):
             await self._store()
 
     async def _store(self) -> None:
         await self._work.aclose()
+        await self._files.written()
         if not self._waiting:
             return
         async with self._context.database.unit_of_work() as work:
