@@ -43,6 +43,7 @@ from service.storage.artifacts.state_files import StateFiles
 from service.storage.postgres.repositories import EntityKind, digests_in
 from service.use_cases.update.configuration import cannot_go_on
 from service.use_cases.update.context import UpdateContext, UpdateStart
+from service.use_cases.update.period_data import NewIds
 
 __all__ = ["Checkpoints", "Parts", "layers_of", "rows_of_nobody"]
 
@@ -67,6 +68,8 @@ class Checkpoints:
 
     def __init__(self, context: UpdateContext, start: UpdateStart) -> None:
         self._context, self._start = context, start
+        self.new_ids: NewIds | None = None
+        """The ids that `prepare` has given rows; None where an earlier attempt did."""
         self._files = StateFiles(context.artifacts, context.settings.state_dir)
         self._data: tuple[str, PeriodData] | None = None
         self._state: tuple[Parts | None, Any] | None = None

@@ -170,7 +170,7 @@ async def _renew_snapshot(
         sizes = [(await session.artifacts.find(digest)).size for digest in replaced]
     if deltas < MAX_DELTAS and (deltas < KEPT_LAYERS or sum(sizes[1:]) < LAYERS_SHARE * sizes[0]):
         return
-    digest = await write_base(context, files, head.state, beat)
+    digest = await write_base(context, files, head.state, beat=beat)
     async with context.database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)
         now, unused = await head_version(work), {}

@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from asmg.batch import COLD_ROW, NO_CATEGORY, PeriodData, build_histories, build_recent
+from service.serving.encode import Known
 from service.storage.postgres.repositories import Catalogue, Earlier, EntityKind, PeriodLog
 
-__all__ = ["TableRows", "encode_period"]
+__all__ = ["NewIds", "TableRows", "encode_period"]
 
 Rows = NDArray[np.int64]
 
@@ -25,6 +27,15 @@ class TableRows:
     """Kind of a table → number of its rows."""
     allocations: dict[str, int]
     """Kind → number of the latest allocation of rows."""
+
+
+class NewIds(NamedTuple):
+    """The ids that a period has added to the tables."""
+
+    of: Mapping[EntityKind, Known]
+    """Kind → those that have its last rows."""
+    deletions: int
+    """How many deletions had been carried out when they got their rows."""
 
 
 def encode_period(

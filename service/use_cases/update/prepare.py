@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from asmg.batch import COLD_ROW, PeriodData
 from asmg.features import DEFAULT, Schema
+from service.serving.encode import Known
 from service.storage.postgres.database import Database, Lock, ReadSession, UnitOfWork
 from service.storage.postgres.repositories import Allocation, Catalogue, Earlier, EntityKind, FeaturesOf, PeriodLog
 from service.tasks import meanwhile
 from service.use_cases.update.checkpoints import Checkpoints
 from service.use_cases.update.context import Progress, UpdateContext, UpdateStart, origin_of
-from service.use_cases.update.period_data import TableRows, encode_period
+from service.use_cases.update.period_data import NewIds, TableRows, encode_period
 from service.use_cases.update.period_fields import Given, NamedColumns, name_columns
 from service.use_cases.update.stage import Notes
 
@@ -64,6 +65,7 @@ class PreparedPeriod(NamedTuple):
     """Items whose catalogue entry or features are new, ascending."""
     gone: dict[str, NDArray[np.int64]]
     """Kind → rows, ascending, whose embeddings in the training state belong to nobody now."""
+    new_ids: NewIds
     written: asyncio.Future[None]
     """Done when the rows of new ids are in Postgres."""
 
@@ -87,7 +89,8 @@ async def prepare(
         kept=await checkpoints.kept_items(),
         known=start.head.state.get("allocations", {}),
     )
-    data, allocations, taken_up, gone, _ = await notes.begin(period)
+    data, allocations, taken_up, gone, new_ids, _ = await notes.begin(period)
+    checkpoints.new_ids = new_ids
     await checkpoints.select(data, gone)
     state = await checkpoints.read_state(None)
     local = await asyncio.to_thread(checkpoints.selection.localised, data)
@@ -161,7 +164,11 @@ def _encoded(
     of_item = rows.of[EntityKind.ITEM]
     taken_up = np.unique(np.array([of_item[item] for item in read.taken_up], np.int64))
     data, taken_up = replace(data, fields=fields), taken_up[taken_up != COLD_ROW]
-    return PreparedPeriod(data, rows.allocations, taken_up, found.gone, written)
+    new = {
+        kind: Known.of(ids, np.arange(last - len(ids) + 1, last + 1))
+        for kind, (_, (last, _), _, ids) in found.appended.items()
+    }
+    return PreparedPeriod(data, rows.allocations, taken_up, found.gone, NewIds(new, read.deletions), written)
 
 
 @dataclass(frozen=True)

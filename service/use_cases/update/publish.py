@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from asmg.updaters.with_statistics import PART as STATISTICS
-from service.storage.postgres.database import Lock, UnitOfWork
+from service.serving.encode import Known
+from service.storage.postgres.database import Lock, ReadSession, UnitOfWork
 from service.storage.postgres.repositories import (
     AlertKind,
     AliasName,
+    EntityKind,
     ModelKind,
     ModelVersion,
     PeriodStatus,
@@ -33,6 +35,7 @@ from service.use_cases.update.context import (
 )
 from service.use_cases.update.gate import Decision
 from service.use_cases.update.negatives import logit_correction
+from service.use_cases.update.period_data import NewIds
 from service.use_cases.update.prepare import PrepareNote
 from service.use_cases.update.resolve import ResolveNote
 from service.use_cases.update.score import ScoreNote
@@ -107,11 +110,12 @@ async def publish(
     started = time.perf_counter()
     async with context.database.read() as session:
         deletions = await session.deletions.finished(with_row=True)
+        new = await _still_new(session, checkpoints.new_ids)
     served: dict[str, Any] = {}
     async with meanwhile(_store_learned(checkpoints, learned)):
         if decision.kind is not ModelKind.PREVIOUS:
             assert learned is not None, "only the model served before can be kept unlearned"
-            served = await _write_served(context, checkpoints, resolved, learned, decision.kind, start.head)
+            served = await _write_served(context, checkpoints, resolved, learned, decision.kind, start.head, new)
     if learned is None:
         state = {name: start.head.state[name] for name in LEARNED if name in start.head.state}
     else:
@@ -174,6 +178,13 @@ async def _store_learned(checkpoints: Checkpoints, learned: Learned | None) -> N
         await checkpoints.store(learned.trained.parts)
 
 
+async def _still_new(session: ReadSession, new: NewIds | None) -> Mapping[EntityKind, Known]:
+    """The ids that the period has added, which a snapshot takes from here; none if one of them may be deleted now."""
+    if new is None or await session.deletions.finished() != new.deletions or await session.deletions.pending():
+        return {}
+    return new.of
+
+
 async def _write_served(
     context: UpdateContext,
     checkpoints: Checkpoints,
@@ -181,6 +192,7 @@ async def _write_served(
     learned: Learned,
     kind: ModelKind,
     before: ModelVersion,
+    new: Mapping[EntityKind, Known],
 ) -> dict[str, Any]:
     """Store what the version serves after the version `before`; return what its state says of it."""
     updater = context.updater
@@ -198,7 +210,7 @@ async def _write_served(
     if sampling is not None and sampling.negatives and prior_ctr is not None:
         # Only in what is served: training continues from the parameters that were trained.
         served["logit_correction"] = logit_correction(sampling, prior_ctr)
-    served["snapshot"] = await write_snapshot(context, checkpoints.files, served, before)
+    served["snapshot"] = await write_snapshot(context, checkpoints.files, served, before, new)
     return served
 
 

@@ -6,6 +6,7 @@ so that no table is in memory as a whole.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from service.serving.id_hashes import hash_ids
 from service.storage.artifacts.state_files import StateFiles
 from service.storage.artifacts.store import FILE_SUFFIX
 from service.storage.postgres.database import ReadSession
-from service.storage.postgres.repositories import EntityKind, ModelVersion
+from service.storage.postgres.repositories import EntityKind, IdRows, ModelVersion
 from service.use_cases.update.context import UpdateContext
 from service.use_cases.update.period_fields import (
     NamedRows,
@@ -38,7 +39,11 @@ Rows = NDArray[np.int64]
 
 
 async def write_snapshot(
-    context: UpdateContext, files: StateFiles, state: Mapping[str, Any], before: ModelVersion
+    context: UpdateContext,
+    files: StateFiles,
+    state: Mapping[str, Any],
+    before: ModelVersion,
+    new: Mapping[EntityKind, Known],
 ) -> list[str]:
     """Write the file that a version adds to the snapshot of the one before, or a base; return the snapshot's files.
 
@@ -47,11 +52,12 @@ async def write_snapshot(
         files: the layers of training states.
         state: of the version: what it serves.
         before: the version before it.
+        new: see `write_base`.
     """
     layers = await read_served(context, files, state)
     rows = await _rows_of_delta(context, files, layers, state, before)
     if rows is None:
-        return [await write_base(context, files, state)]
+        return [await write_base(context, files, state, new=new)]
     async with context.database.read() as session:
         trained = await _delta(session, context.schema, layers, rows, state)
     written = [*before.snapshot_files, await _store(context, lambda file: encode_delta(file, trained))]
@@ -60,7 +66,12 @@ async def write_snapshot(
 
 
 async def write_base(
-    context: UpdateContext, files: StateFiles, state: Mapping[str, Any], beat: Callable[[], None] = lambda: None
+    context: UpdateContext,
+    files: StateFiles,
+    state: Mapping[str, Any],
+    *,
+    new: Mapping[EntityKind, Known] = MappingProxyType({}),
+    beat: Callable[[], None] = lambda: None,
 ) -> str:
     """Write a snapshot as one file with all rows; return its digest.
 
@@ -68,11 +79,12 @@ async def write_base(
         context: dependencies.
         files: the layers of training states.
         state: of the version: what it serves.
+        new: ids that have the last rows of their table and are not read from Postgres.
         beat: called after each block of rows, from a thread; what it raises ends the work.
     """
     layers = await read_served(context, files, state)
     async with context.database.read() as session:
-        trained = await _base(session, context.schema, layers, state, beat)
+        trained = await _base(session, context.schema, layers, state, new, beat)
     return await _store(context, lambda file: encode_base(file, trained))
 
 
@@ -152,15 +164,21 @@ async def _delta(
 
 
 async def _base(
-    session: ReadSession, schema: Schema, layers: ServedLayers, state: Mapping[str, Any], beat: Callable[[], None]
+    session: ReadSession,
+    schema: Schema,
+    layers: ServedLayers,
+    state: Mapping[str, Any],
+    new: Mapping[EntityKind, Known],
+    beat: Callable[[], None],
 ) -> TrainedModel:
     """The whole model."""
     allocations: Mapping[str, int] = state["serving_allocations"]
     sizes = layers.part.sizes
 
     async def known(kind: EntityKind) -> Known:
-        pages = session.entities.pages(kind, allocations.get(kind, 0))
-        return await _hashed(pages, sizes[kind])
+        added = new.get(kind, Known.nothing())
+        pages = session.entities.pages(kind, allocations.get(kind, 0), end=sizes[kind] - len(added.rows))
+        return await _hashed(pages, added)
 
     count = sizes["item"]
     of_items = [(page, dict(zip(page.item_ids, page.categories, strict=True))) async for page in session.items.pages()]
@@ -190,13 +208,12 @@ async def _base(
     )
 
 
-async def _hashed(pages: AsyncIterator[Any], size: int) -> Known:
-    """The ids of a table with `size` rows, as hashes."""
-    hashes, rows = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+async def _hashed(pages: AsyncIterator[IdRows], added: Known) -> Known:
+    """The ids of a table as hashes: those of the pages, and `added` ones."""
+    hashes, rows = [added.hashes], [added.rows]
     async for page in pages:
-        inside = int((page.rows < size).sum())  # rows ascend; the others belong to later periods
-        hashes.append(await asyncio.to_thread(hash_ids, page.ids[:inside]))
-        rows.append(page.rows[:inside])
+        hashes.append(await asyncio.to_thread(hash_ids, page.ids))
+        rows.append(page.rows)
     return Known(np.concatenate(hashes), np.concatenate(rows))
 
 

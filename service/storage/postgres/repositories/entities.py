@@ -109,7 +109,7 @@ PAGE = text("""
            string_agg(int4send(row), ''::bytea ORDER BY row) AS rows
     FROM (
         SELECT id, row FROM entity_rows
-        WHERE kind = :kind AND row > :after AND id IS NOT NULL AND allocation <= :allocation
+        WHERE kind = :kind AND row > :after AND row < :end AND id IS NOT NULL AND allocation <= :allocation
         ORDER BY row LIMIT :size
     ) AS page
 """)
@@ -142,8 +142,8 @@ EXTENT = text("""
     ) AS newest ON true
 """)
 
-LAST_ALLOCATION = 2**31 - 1
-"""Above every number of an allocation."""
+LAST_NUMBER = 2**31 - 1
+"""Above every number of an allocation and of a row."""
 
 
 class Extent(NamedTuple):
@@ -304,7 +304,7 @@ class Entities:
             rows: may repeat.
             allocation: None too for rows that were given to their ids after it; None: all.
         """
-        known = {"kind": str(kind), "allocation": LAST_ALLOCATION if allocation is None else allocation}
+        known = {"kind": str(kind), "allocation": LAST_NUMBER if allocation is None else allocation}
         found: list[str | None] = []
         for start in range(0, len(rows), IDS_PER_PAGE):
             values = {**known, "rows": array_text(rows[start : start + IDS_PER_PAGE])}
@@ -312,16 +312,21 @@ class Entities:
         return found
 
     async def pages(
-        self, kind: EntityKind, allocation: int | None = None, *, size: int = IDS_PER_PAGE
+        self, kind: EntityKind, allocation: int | None = None, *, end: int | None = None, size: int = IDS_PER_PAGE
     ) -> AsyncIterator[IdRows]:
         """The ids of a table with their rows, ordered by row, at most `size` at a time.
 
         Args:
             kind: the embedding table.
             allocation: only rows that their ids were given by then; None: all.
+            end: only rows before this one; None: all.
             size: most ids of a page.
         """
-        values = {"kind": str(kind), "allocation": LAST_ALLOCATION if allocation is None else allocation, "size": size}
+        known = {
+            "allocation": LAST_NUMBER if allocation is None else allocation,
+            "end": LAST_NUMBER if end is None else end,
+        }
+        values = {"kind": str(kind), **known, "size": size}
         after = COLD_ROW
         while True:
             page = (await self._connection.execute(PAGE, {**values, "after": after})).one()
