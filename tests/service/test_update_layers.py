@@ -361,6 +361,7 @@ async def learned(
     done: Mapping[str, Any] | None = None
     for stage in updater.stages:
         if begins_anew:
+            await at.files.written()
             at = begin()
         local = await at.read_data(digest)
         state = updater.run_stage(stage, await at.read_state(done), local, rng=stage_rng(SEED, number, stage))

@@ -117,8 +117,8 @@ async def test_on_another_host_that_lacks_what_was_not_stored(
 
 
 async def test_around_the_note_of_each_stage(second: str, prepared: Prepared, redis_url: str, tmp_path: Path) -> None:
-    """Just before the note, when all work has to be repeated, and just after it."""
-    stop_at = ""
+    """Just before the note, when all work has to be repeated, and just after it. Some are stored with the one before."""
+    stop_at, done = "", list[str]()
 
     def told(what: str) -> None:
         if what == stop_at:
@@ -126,14 +126,17 @@ async def test_around_the_note_of_each_stage(second: str, prepared: Prepared, re
 
     watched = Watched(second, told)
     async with bench(second, redis_url, tmp_path) as b, closing(watched):
-        for n, stage in enumerate(STAGES):
+        for stage in STAGES:
             for moment in ("worked", "noted"):
+                if stage in done:
+                    continue
                 stop_at = f"{moment} {stage}"
                 with pytest.raises(Stopped):
                     await b.update(2, database=watched, artifacts=ArtifactStore(watched, b.redis))
                 async with b.database.read() as session:
                     done = [stage.stage for stage in await session.stages.list(2) if stage.status == "done"]
-                assert done == list(STAGES[: n + (moment == "noted")])
+                assert done == list(STAGES[: len(done)])
+                assert (stage in done) == (moment == "noted")
         assert await b.update(2) == 2
         await check(b, prepared)
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import Any, Protocol, Self, TypeVar
 
 from service.storage.artifacts.state_files import StateFiles
@@ -53,7 +53,8 @@ class Notes:
     Files of training states are written while the next stages run, and a stage may leave other work to go on (`begin`).
     Its note, and those of these stages, are stored when that is done: an update that continues after a crash finds the
     results of a stage only if it finds those of all stages before it. As an asynchronous context manager it has stored
-    them all when the block has ended; where the block fails, such work ends too, and its notes are lost.
+    them all when the block has ended, also where a stage has failed; where it was cancelled, such work ends too, and the
+    notes that wait for it are lost.
 
     Args:
         context: dependencies.
@@ -74,6 +75,9 @@ class Notes:
         try:
             if error[0] is None:
                 await self._store()
+            elif issubclass(error[0], Exception):
+                with suppress(Exception):  # that of the stage says more
+                    await self._store()
         finally:
             await self._work.__aexit__(*error)
 
@@ -93,17 +97,24 @@ class Notes:
         if self._files.all_written and (self._begun is None or self._begun.done()):
             await self._store()
 
+    def tell(self, stage: str, seconds: float) -> None:
+        """Tell metrics and log that a stage is done."""
+        self._context.metrics.note_stage(stage, seconds)
+        logger.info("period %d: %s took %.2f s", self._start.period, stage, seconds)
+
     async def _store(self) -> None:
+        waiting, self._waiting = self._waiting, []  # if this fails, they are never stored
         await self._work.aclose()
         await self._files.written()
-        if not self._waiting:
+        if not waiting:
             return
         async with self._context.database.unit_of_work() as work:
             await hold_period(work, self._context, self._start.period, crashes=0)
-            for stage, seconds, result in self._waiting:
+            for stage, seconds, result in waiting:
                 await work.stages.finish(self._start.period, stage, seconds, result)
             await work.commit()
-        self._waiting.clear()
+        for stage, seconds, _ in waiting:
+            self.tell(stage, seconds)
 
 
 async def run_stage(
@@ -150,10 +161,10 @@ async def run_stage(
         progress.cancelled = True
         raise
     seconds = time.perf_counter() - started
-    if not stores_note:
+    if stores_note:
+        notes.tell(name, seconds)
+    else:
         await notes.put(name, seconds, result)
-    context.metrics.note_stage(name, seconds)
-    logger.info("period %d: %s took %.2f s", start.period, name, seconds)
     context.beat()
     return note_type.from_json(result)
 
