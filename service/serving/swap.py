@@ -32,7 +32,7 @@ __all__ = ["Champion", "ServingModel"]
 
 logger = logging.getLogger(__name__)
 
-GENTLE_SHARE = 0.2
+GENTLE_SHARE = 1 / 16
 """Share of the time that is spent on fetching a base that was written anew. Nobody waits for it, and requests need the
 processors."""
 GENTLE_PAUSE_SECONDS = 0.02
