@@ -117,7 +117,7 @@ async def test_on_another_host_that_lacks_what_was_not_stored(
 
 
 async def test_around_the_note_of_each_stage(second: str, prepared: Prepared, redis_url: str, tmp_path: Path) -> None:
-    """Just before the note, when all work has to be repeated, and just after it. Some are stored with the one before."""
+    """Just before the note, when all work has to be repeated, and just after it. Some notes are stored together."""
     stop_at, done = "", list[str]()
 
     def told(what: str) -> None:

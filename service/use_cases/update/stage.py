@@ -52,9 +52,10 @@ class Notes:
 
     Files of training states are written while the next stages run, and a stage may leave other work to go on (`begin`).
     Its note, and those of these stages, are stored when that is done: an update that continues after a crash finds the
-    results of a stage only if it finds those of all stages before it. As an asynchronous context manager it has stored
-    them all when the block has ended, also where a stage has failed; where it was cancelled, such work ends too, and the
-    notes that wait for it are lost.
+    results of a stage only if it finds those of all stages before it.
+
+    As an asynchronous context manager it has stored all notes when the block has ended, also where a stage has failed.
+    Where the update was cancelled, the work ends too, and the notes that wait for it are lost.
 
     Args:
         context: dependencies.

@@ -304,29 +304,8 @@ class Entities:
             rows: may repeat.
             allocation: None too for rows that were given to their ids after it; None: all.
         """
-        known = {"kind": str(kind), "allocation": LAST_NUMBER if allocation is None else allocation}
-        found: list[str | None] = []
-        for start in range(0, len(rows), IDS_PER_PAGE):
-            values = {**known, "rows": array_text(rows[start : start + IDS_PER_PAGE])}
-            found += await self._connection.scalar(IDS_OF_ROWS, values)
-        return found
-
-    async def pages(
-        self, kind: EntityKind, allocation: int | None = None, *, end: int | None = None, size: int = IDS_PER_PAGE
-    ) -> AsyncIterator[IdRows]:
-        """The ids of a table with their rows, ordered by row, at most `size` at a time.
-
-        Args:
-            kind: the embedding table.
-            allocation: only rows that their ids were given by then; None: all.
-            end: only rows before this one; None: all.
-            size: most ids of a page.
-        """
-        known = {
-            "allocation": LAST_NUMBER if allocation is None else allocation,
-            "end": LAST_NUMBER if end is None else end,
-        }
-        values = {"kind": str(kind), **known, "size": size}
+        allocation, end = (LAST_NUMBER if number is None else number for number in (allocation, end))
+        values = {"kind": str(kind), "allocation": allocation, "end": end, "size": size}
         after = COLD_ROW
         while True:
             page = (await self._connection.execute(PAGE, {**values, "after": after})).one()
