@@ -97,7 +97,7 @@ async def run(settings: Settings, ranks: Ranks = ALONE, metrics: WorkerMetrics |
     methods = configured_shadows(settings, updater)
     torch.set_num_threads(1)  # batches are small: a second thread costs more than it gives, and the api needs the core
     exports = configured_exports(settings)
-    database = Database(settings.postgres_dsn, pool_size=4, connection_seconds=settings.connection_seconds)
+    database = Database(settings.postgres_dsn, pool_size=5, connection_seconds=settings.connection_seconds)
     redis = connect(settings.redis_url)
     leadership = Leadership(settings.postgres_dsn)
     heartbeat, metrics = Heartbeat(settings.worker_dir), metrics or WorkerMetrics()

@@ -24,7 +24,7 @@ ACTOR = "worker"
 
 
 class CrashLoop(Exception):
-    """Workers crashed one after the other during the update of a period, and none finished a stage."""
+    """Workers crashed one after the other during the update of a period, and none stored the note of a stage."""
 
     def __init__(self, crashes: int, stage: str | None) -> None:
         where = "its beginning" if stage is None else f"the stage {stage}"

@@ -153,12 +153,13 @@ async def _period_documents(session: ReadSession, notices: Notices, periods: Seq
     documents = []
     for period in periods:
         number, updating = period.number, period.status is PeriodStatus.UPDATING
-        running = (stage.stage for stage in stages[number] if updating and stage.status == "running")
+        # Before the last one may be others, whose notes wait for what is being written.
+        running = [stage.stage for stage in stages[number] if updating and stage.status == "running"]
         documents.append(
             PeriodDocument(
                 period=number,
                 status=period.status,
-                stage=next(running, None),
+                stage=running[-1] if running else None,
                 progress=await _progress(notices, number) if updating else None,
                 opened_at=period.opened_at,
                 sealed_at=period.sealed_at,

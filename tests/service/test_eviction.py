@@ -16,7 +16,7 @@ from typing_extensions import override
 from asmg.batch import PeriodData
 from asmg.models import table_sizes
 from service.storage.postgres.database import Database
-from service.storage.postgres.repositories import EntityKind, PeriodStatus
+from service.storage.postgres.repositories import Allocation, Entities, EntityKind, PeriodStatus
 from service.storage.redis.notices import Notices
 from service.use_cases.catalogue import put_items
 from service.use_cases.quarantine import retry_period
@@ -229,6 +229,29 @@ class TestCycle:
             assert not (await snapshot_of(b, 8, tmp_path)).predict("gone", ["lost"], []).cold_user
             await go_on(b, period(9))
             assert (await snapshot_of(b, 9, tmp_path)).predict("gone", ["lost"], []).cold_user
+
+    async def test_models_are_scored_when_it_is_committed_which_rows_changed_hands(
+        self, eighth: str, prepared: Prepared, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Scoring asks Postgres in a transaction of its own; where no row changes hands it does not wait."""
+        append = Entities.append
+        begun: list[str] = []
+
+        class Begun(Notices):
+            @override
+            async def publish_progress(self, period: int, progress: Any) -> None:
+                begun.append(progress["stage"])
+
+        async def append_slowly(entities: Entities, kind: EntityKind, allocation: Allocation) -> None:
+            await asyncio.sleep(0.2)
+            await append(entities, kind, allocation)
+            begun.append("appended")
+
+        monkeypatch.setattr(Entities, "append", append_slowly)
+        async with bench(eighth, redis_url, tmp_path, **EVICTING) as b:
+            await b.update(8, notices=Begun(b.redis))
+            assert begun.index("score") > len(begun) - 1 - begun[::-1].index("appended")
+            assert await b.outcome() == prepared.outcome
 
     async def test_who_gets_a_row_while_an_update_is_under_way_is_not_known_to_its_version(
         self, eighth: str, prepared: Prepared, redis_url: str, tmp_path: Path

@@ -1,6 +1,7 @@
 """What goes on in the background while the stages of an update run: rows of new ids, files of training states."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,13 +138,27 @@ class TestRowsOfNewIds:
 
 class TestIdsOfABase:
     async def test_are_the_same_from_memory_and_from_postgres(
-        self, postgres_dsn: str, prepared: Prepared, redis_url: str, tmp_path: Path
+        self,
+        postgres_dsn: str,
+        copy: Callable[..., str],
+        prepared: Prepared,
+        redis_url: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """The database of `prepared` learned its first period without a break."""
+        pages, ends = Entities.pages, set[int | None]()
 
         async def stop(stage: str) -> None:
             if stage == "publish":
                 raise Stopped
+
+        def note_end(entities: Entities, kind: EntityKind, *values: Any, end: int | None = None) -> Any:
+            if kind is EntityKind.USER:
+                ends.add(end)
+            return pages(entities, kind, *values, end=end)
+
+        monkeypatch.setattr(Entities, "pages", note_end)
 
         async with bench(postgres_dsn, redis_url, tmp_path) as b:
             await b.log(periods(1, seed=SEED)[0])
@@ -153,6 +168,13 @@ class TestIdsOfABase:
             version = (await b.outcome())["versions"][1]
             assert version == prepared.outcome["versions"][1]
             assert len(version["state"]["snapshot"]) == 1
+            assert ends == {await scalar(b.database, "SELECT max(row) + 1 FROM entity_rows WHERE kind = 'user'")}
+        async with bench(copy(), redis_url, tmp_path / "again") as b:
+            ends.clear()
+            await b.log(periods(1, seed=SEED)[0])
+            await b.update(1)
+            assert (await b.outcome())["versions"][1] == version
+            assert ends == {1}
 
     @pytest.mark.parametrize("pending", [False, True])
     async def test_lack_whom_was_deleted_since(
@@ -199,7 +221,7 @@ class TestStateFiles:
             digest = await files.keep(checkpoint)
             assert await files.keep(self.checkpoint(checkpoint.tensors["user"].clone())) == digest
             await files.written(digest)
-            assert files.all_written
+            assert not files.writing
             path = find(tmp_path, digest, FILE_SUFFIX)
             assert path == files.path(digest)
         assert path is not None
@@ -221,4 +243,4 @@ class TestStateFiles:
             async with StateFiles(nothing, tmp_path) as files:
                 await files.keep(self.checkpoint(torch.randn(1000, 16)))
                 raise Stopped
-        assert files.all_written
+        assert not files.writing

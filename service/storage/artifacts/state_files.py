@@ -74,9 +74,9 @@ class StateFiles:
         self._paths[digest] = file.path
 
     @property
-    def all_written(self) -> bool:
-        """Whether the files of all checkpoints that `keep` was given are complete."""
-        return all(writing.done() for writing in self._writing.values())
+    def writing(self) -> list[asyncio.Future[None]]:
+        """What `keep` has begun and is not done."""
+        return [writing for writing in self._writing.values() if not writing.done()]
 
     async def written(self, *digests: str) -> None:
         """Wait until the files of these checkpoints, by default of all that `keep` was given, are complete."""

@@ -223,8 +223,9 @@ class Shadows:
             if stage != COUNT:
                 rng = stage_rng(context.settings.seed, version.period, stage)
                 state = await asyncio.to_thread(updater.run_stage, stage, state, data, rng=rng, progress=watched)
-        parts = dict(await checkpoints.write_state(state))
-        await checkpoints.store(parts)
+        async with checkpoints.files:
+            parts = dict(await checkpoints.write_state(state))
+            await checkpoints.store(parts)
         counted = {STATISTICS: learned["statistics"]} if STATISTICS in parts else {}
         merged = await merge_layers(checkpoints.files, {n: v for n, v in parts.items() if n != STATISTICS}, watched)
         known = {"allocations": learned["allocations"], "signature": signature}

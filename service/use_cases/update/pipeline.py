@@ -101,7 +101,8 @@ async def _take_over(context: UpdateContext, number: int) -> int | None:
         stages = await work.stages.list(number)
         await work.commit()
     if period.crashes >= MOST_CRASHES:
-        raise CrashLoop(period.crashes, next((stage.stage for stage in stages if stage.status == "running"), None))
+        running = [stage.stage for stage in stages if stage.status == "running"]
+        raise CrashLoop(period.crashes, running[-1] if running else None)
     return None
 
 

@@ -75,7 +75,7 @@ async def prepare(
 ) -> PrepareNote:
     """Turn the log into rows, add what the method's state says about them, and store that.
 
-    The rows of new ids are written to Postgres while the next stages run, which read none of them there.
+    New rows are written to Postgres while the next stages run, which read none of them there.
     """
     settings = context.settings
     known = int(start.head.state.get("catalogue", 0))  # every entry, after a release that did not note it
@@ -113,7 +113,8 @@ async def prepared_period(
 ) -> AsyncIterator[PreparedPeriod]:
     """The log of a period as rows, each interaction with its user's history at that time.
 
-    New ids are written to Postgres while the block runs; their rows are theirs once it has ended without an error.
+    New rows are written to Postgres while the block runs, and are there once it has ended without an error. Where rows
+    changed hands, all is written before the block begins.
 
     An id without a row gets one, as do the items and categories of catalogue entries that were put since the head was
     prepared, so that a new item starts as the sum of its categories. Before that, users and items lose their row that
@@ -143,6 +144,8 @@ async def prepared_period(
             if found is not None:
                 async with meanwhile(_append_rows(work, found.appended)) as written:
                     prepared = await asyncio.to_thread(_encoded, read, columns, found, history_length, written)
+                    if found.handed_on:  # the next stages ask Postgres which rows changed hands
+                        await written
                     del read, columns, found  # which take more than what was made of them
                     yield prepared
                 return
@@ -166,7 +169,7 @@ def _encoded(
     data, taken_up = replace(data, fields=fields), taken_up[taken_up != COLD_ROW]
     new = {
         kind: Known.of(ids, np.arange(last - len(ids) + 1, last + 1))
-        for kind, (_, (last, _), _, ids) in found.appended.items()
+        for kind, (_, (last, _), _, ids, _) in found.appended.items()
     }
     return PreparedPeriod(data, rows.allocations, taken_up, found.gone, NewIds(new, read.deletions), written)
 
@@ -254,6 +257,8 @@ class _Found(NamedTuple):
     """Those that are yet to be added to the tables."""
     gone: dict[str, NDArray[np.int64]]
     """See `PreparedPeriod`."""
+    handed_on: bool
+    """Whether rows were freed, or given to other ids."""
 
 
 async def _assign_rows(
@@ -271,6 +276,7 @@ async def _assign_rows(
     """
     maps: dict[EntityKind, dict[str, int]] = {}
     found: dict[EntityKind, Allocation] = {}
+    handed_on = False
     for kind in EntityKind:
         await work.entities.lock(kind)
     if await work.deletions.finished() != read.deletions:
@@ -284,6 +290,7 @@ async def _assign_rows(
             await work.entities.see(kind, ids.seen, now)
             evicted = await work.entities.evict(kind, now, evict_after)
             logger.info("period %d: rows of %ss that are evicted: %d", period, kind, evicted)
+            handed_on |= evicted > 0
         found[kind] = await work.entities.begin_allocation(kind, ids.distinct, now)
         maps[kind] = await asyncio.to_thread(_row_of, ids.distinct, found[kind].rows)
     if evict_after is None:
@@ -301,7 +308,8 @@ async def _assign_rows(
     }
     sizes = {kind: allocation.extent.row + 1 for kind, allocation in found.items()}
     allocations = {str(kind): allocation.extent.allocation for kind, allocation in found.items()}
-    return _Found(TableRows(maps, sizes, allocations), found, gone)
+    handed_on |= any(allocation.reused for allocation in found.values())
+    return _Found(TableRows(maps, sizes, allocations), found, gone, handed_on)
 
 
 class _Ids(NamedTuple):

@@ -176,9 +176,9 @@ async def _base(
     sizes = layers.part.sizes
 
     async def known(kind: EntityKind) -> Known:
-        added = new.get(kind, Known.nothing())
-        pages = session.entities.pages(kind, allocations.get(kind, 0), end=sizes[kind] - len(added.rows))
-        return await _hashed(pages, added)
+        added, size = new.get(kind, Known.nothing()), sizes[kind]
+        end = int(added.rows.min(initial=size))
+        return await _hashed(session.entities.pages(kind, allocations.get(kind, 0), end=end), added)
 
     count = sizes["item"]
     of_items = [(page, dict(zip(page.item_ids, page.categories, strict=True))) async for page in session.items.pages()]
@@ -210,11 +210,11 @@ async def _base(
 
 async def _hashed(pages: AsyncIterator[IdRows], added: Known) -> Known:
     """The ids of a table as hashes: those of the pages, and `added` ones."""
-    hashes, rows = [added.hashes], [added.rows]
+    hashes, rows = [], []
     async for page in pages:
         hashes.append(await asyncio.to_thread(hash_ids, page.ids))
         rows.append(page.rows)
-    return Known(np.concatenate(hashes), np.concatenate(rows))
+    return Known(np.concatenate([*hashes, added.hashes]), np.concatenate([*rows, added.rows]))
 
 
 async def _find(session: ReadSession, kind: EntityKind, names: Iterable[str]) -> dict[str, int]:

@@ -15,6 +15,10 @@ __all__ = ["Note", "Notes", "run_stage"]
 
 logger = logging.getLogger(__name__)
 
+PATIENCE_SECONDS = 0.2
+"""How long the stages of an update wait, all together, for what they have begun to be written: a small file is complete
+at once, and then a note need not wait."""
+
 PROGRESS_SECONDS = 0.25
 """Least time between two notices of progress, in seconds: an update makes thousands of steps a second."""
 
@@ -68,6 +72,7 @@ class Notes:
         self._waiting: list[tuple[str, float, dict[str, Any]]] = []
         self._begun: asyncio.Future[Any] | None = None
         self._work = AsyncExitStack()
+        self._patience = PATIENCE_SECONDS
 
     async def __aenter__(self) -> Self:
         return self
@@ -95,7 +100,12 @@ class Notes:
             Superseded: this worker does not update the period any more.
         """
         self._waiting.append((stage, seconds, result))
-        if self._files.all_written and (self._begun is None or self._begun.done()):
+        unwritten = {*self._files.writing, *([self._begun] if self._begun is not None else [])}
+        if unwritten and self._patience > 0:
+            started = time.perf_counter()
+            await asyncio.wait(unwritten, timeout=self._patience)
+            self._patience -= time.perf_counter() - started
+        if all(future.done() for future in unwritten):
             await self._store()
 
     def tell(self, stage: str, seconds: float) -> None:

@@ -166,6 +166,8 @@ class Allocation(NamedTuple):
     """The first period of the new ids."""
     appended: list[str]
     """The ids that are yet to be added; they have the last rows up to `extent.row`, in this order."""
+    reused: int = 0
+    """How many new ids have got a row that was free."""
 
 
 class IdRows(NamedTuple):
@@ -268,7 +270,7 @@ class Entities:
         appended = fresh[len(free) :]
         given = np.concatenate((free, np.arange(extent.row - len(appended) + 1, extent.row + 1)))
         rows[rows == COLD_ROW] = given[number]
-        return Allocation(rows, extent, period, appended)
+        return Allocation(rows, extent, period, appended, len(free))
 
     async def append(self, kind: EntityKind, allocation: Allocation) -> None:
         """Add the rows that the table does not have yet."""
@@ -303,6 +305,24 @@ class Entities:
             kind: the embedding table.
             rows: may repeat.
             allocation: None too for rows that were given to their ids after it; None: all.
+        """
+        known = {"kind": str(kind), "allocation": LAST_NUMBER if allocation is None else allocation}
+        found: list[str | None] = []
+        for start in range(0, len(rows), IDS_PER_PAGE):
+            values = {**known, "rows": array_text(rows[start : start + IDS_PER_PAGE])}
+            found += await self._connection.scalar(IDS_OF_ROWS, values)
+        return found
+
+    async def pages(
+        self, kind: EntityKind, allocation: int | None = None, *, end: int | None = None, size: int = IDS_PER_PAGE
+    ) -> AsyncIterator[IdRows]:
+        """The ids of a table with their rows, ordered by row, at most `size` at a time.
+
+        Args:
+            kind: the embedding table.
+            allocation: only rows that their ids were given by then; None: all.
+            end: only rows before this one; None: all.
+            size: most ids of a page.
         """
         allocation, end = (LAST_NUMBER if number is None else number for number in (allocation, end))
         values = {"kind": str(kind), "allocation": allocation, "end": end, "size": size}
