@@ -70,7 +70,7 @@ class PeriodDocument:
     period: int
     status: PeriodStatus
     stage: str | None
-    """The stage that is running; null where none is."""
+    """The stage that is running, of several the last one that began; null where none is."""
     progress: float | None
     """How much of the update is done, 0 to 1; null where it is not known."""
     opened_at: datetime

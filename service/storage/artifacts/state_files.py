@@ -52,7 +52,8 @@ class StateFiles:
     async def put(self, checkpoint: Checkpoint, *, hot: bool = False) -> str:
         """Store a checkpoint durably, `hot` ones in Redis too, and return its digest."""
         file = await self._create(checkpoint.write)
-        self._open[file.digest] = checkpoint
+        assert file.path is not None, "it is complete"
+        self._open[file.digest], self._paths[file.digest] = checkpoint, file.path
         return await self._store.put_file(file, checkpoint.kind, hot=hot)
 
     async def keep(self, checkpoint: Checkpoint) -> str:
