@@ -109,7 +109,7 @@ async def make_keys(dsn: str) -> tuple[str, str]:
     return key, rare
 
 
-async def eventually(condition: Callable[[], bool], *, seconds: float = 60) -> None:
+async def eventually(condition: Callable[[], bool], *, seconds: float = 10) -> None:
     """Return as soon as the condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -1,6 +1,7 @@
 """Eviction in the period cycle: tables stay bounded, and no model confuses an id with a row's former owner."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from service.use_cases.catalogue import put_items
 from service.use_cases.quarantine import retry_period
 from service.use_cases.rollback import rollback
 from service.use_cases.update import gate
+from service.use_cases.update import prepare as prepare_module
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.backup_support import sql
 from tests.service.eviction_support import (
@@ -231,27 +233,27 @@ class TestCycle:
             assert (await snapshot_of(b, 9, tmp_path)).predict("gone", ["lost"], []).cold_user
 
     async def test_models_are_scored_when_it_is_committed_which_rows_changed_hands(
-        self, eighth: str, prepared: Prepared, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, eighth: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Scoring asks Postgres in a transaction of its own; where no row changes hands it does not wait."""
-        append = Entities.append
-        begun: list[str] = []
+        """Scoring asks Postgres in a transaction of its own. No row is written before the period is encoded."""
+        loop, encoded = asyncio.get_running_loop(), asyncio.Event()
+        encode, append = prepare_module.encode_period, Entities.append
 
-        class Begun(Notices):
-            @override
-            async def publish_progress(self, period: int, progress: Any) -> None:
-                begun.append(progress["stage"])
+        def encode_and_tell(*values: Any) -> PeriodData:
+            loop.call_soon_threadsafe(encoded.set)
+            return encode(*values)
 
-        async def append_slowly(entities: Entities, kind: EntityKind, allocation: Allocation) -> None:
-            await asyncio.sleep(0.2)
+        async def append_later(entities: Entities, kind: EntityKind, allocation: Allocation) -> None:
+            await encoded.wait()
+            await asyncio.to_thread(time.sleep, 0.1)
             await append(entities, kind, allocation)
-            begun.append("appended")
 
-        monkeypatch.setattr(Entities, "append", append_slowly)
+        monkeypatch.setattr(prepare_module, "encode_period", encode_and_tell)
+        monkeypatch.setattr(Entities, "append", append_later)
         async with bench(eighth, redis_url, tmp_path, **EVICTING) as b:
-            await b.update(8, notices=Begun(b.redis))
-            assert begun.index("score") > len(begun) - 1 - begun[::-1].index("appended")
-            assert await b.outcome() == prepared.outcome
+            period = prepare_module.prepared_period(b.database, 8, EVICTING["history_length"], evict_after=EVICT_AFTER)
+            async with period as prepared:
+                assert prepared.written.done()
 
     async def test_who_gets_a_row_while_an_update_is_under_way_is_not_known_to_its_version(
         self, eighth: str, prepared: Prepared, redis_url: str, tmp_path: Path

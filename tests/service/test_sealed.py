@@ -335,7 +335,7 @@ class TestCheck:
             assert path is not None
             source.failing = True
             harm(path, b"other")
-            await eventually(lambda: model.damage is not None)
+            await eventually(lambda: model.damage is not None, seconds=60)
             await eventually(lambda: len(source.fetched) >= 3)  # it is tried again and again
             assert model.damage is not None
             assert model.current().predict("u", ["a"], []).scores == pytest.approx([0.5])
@@ -372,7 +372,7 @@ async def test_readyz_names_the_damage(
         release.clear()
         [path] = settings.serving_dir.glob("*" + SUFFIX)
         harm(path, b"other")
-        await eventually(lambda: api.state.serving.damage is not None)
+        await eventually(lambda: api.state.serving.damage is not None, seconds=60)
         assert (await model_check(api)).startswith("version 0: its file, which is not what is served, has changed")
         assert "asmg_snapshot_damage_total 1.0" in (await api.client.get("/metrics")).text
         release.set()

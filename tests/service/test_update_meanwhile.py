@@ -73,7 +73,8 @@ class TestRowsOfNewIds:
             notices = Stages(b.redis)
             update = asyncio.create_task(b.update(2, notices=notices))
             await until(lambda: "gate" in notices.begun)
-            await asyncio.sleep(0.3)
+            with pytest.raises(TimeoutError):  # it waits for the rows
+                await asyncio.wait_for(asyncio.shield(update), 0.3)
             assert "publish" not in notices.begun
             assert await done(b) == ["resolve"]
             assert await scalar(b.database, ROWS) == 0
