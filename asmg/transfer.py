@@ -32,8 +32,9 @@ __all__ = ["CHUNK_ROWS", "Output", "Transfer", "TransferShape"]
 Output = Literal["residual", "direct"]
 """Whether the trained row is added to the output of a net."""
 
-CHUNK_ROWS = 8_192
-"""Rows of a table that are transferred together; it limits memory, not the result."""
+CHUNK_ROWS = 256
+"""Rows of a table that are transferred together. Fewer are filled up with zeros: on some processors torch rounds a
+product by how many rows it has, and what becomes of a row does not depend on how many others there are."""
 
 TINY = 1e-15
 """Added to the norm of the previous row, which may be zero."""
@@ -157,9 +158,12 @@ class Transfer:
             made = torch.empty_like(rows)
             for start in range(0, len(rows), chunk):
                 p, y = (t[start : start + chunk].to(device) for t in (before, rows))
+                count = len(y)
+                if name in self.model.table_widths:
+                    p, y = (functional.pad(t, (0, 0, 0, chunk - count)) for t in (p, y))
                 for weights in chain:
                     y = self.run(weights, name, p, y)
-                made[start : start + chunk] = y.to(home)
+                made[start : start + chunk] = y[:count].to(home)
             result[name] = made.view(u.shape)
         return result
 
