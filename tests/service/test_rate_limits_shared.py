@@ -165,9 +165,9 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
 
 
 def allowed(answers: list[Answer]) -> float:
-    """What a key may make, from the first to the last of these."""
-    moments = [answer.sent for answer in answers]
-    return RATE * (max(moments) - min(moments)) + BURST
+    """What a key may make, from when the first of these was sent until the last was answered."""
+    first, last = min(answer.sent for answer in answers), max(answer.sent + answer.seconds for answer in answers)
+    return RATE * (last - first) + BURST
 
 
 async def test_both_processes_together_admit_what_a_key_may_make(installation: Installation) -> None:
