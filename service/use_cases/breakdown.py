@@ -10,7 +10,7 @@ from service.errors import ModelNotFound
 from service.storage.postgres.database import Database, ReadSession
 from service.storage.postgres.repositories import EntityKind, Evaluation
 from service.use_cases.status import MAX_NUMBER
-from service.use_cases.update.scored_parts import FieldParts, ModelParts, ScoredParts
+from service.use_cases.update.parts import FieldParts, ModelParts, ScoredParts
 
 __all__ = [
     "Breakdown",

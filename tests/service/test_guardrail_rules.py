@@ -16,7 +16,7 @@ from service.use_cases.guardrails.rules import (
     losing_in_a_row,
     stability,
 )
-from service.use_cases.update.sample import EDGES, Profile
+from service.use_cases.update.profile import EDGES, Profile
 
 
 def profile(

@@ -134,7 +134,7 @@ class PeriodProfile:
     learned_version: int | None
     """The newest version that has learned it; null where none has."""
     profile: Mapping[str, Any]
-    """`service.use_cases.update.sample.Profile`."""
+    """`service.use_cases.update.profile.Profile`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from service.storage.postgres.repositories import SampleScore
-from service.use_cases.update.sample import Profile
+from service.use_cases.update.profile import Profile
 
 __all__ = [
+    "PROFILES",
     "Check",
     "Finding",
     "check_drift",
@@ -23,6 +24,9 @@ __all__ = [
     "find_loss",
     "losing_in_a_row",
 ]
+
+PROFILES = 16
+"""Newest periods whose profiles the rules look at."""
 
 DEVIATIONS = 5.0
 """Standard deviations beyond which a difference is not taken for chance. There are few periods to estimate it from, and

@@ -8,9 +8,15 @@ from typing import Literal, NamedTuple
 from service.guardrail_settings import GuardrailSettings
 from service.storage.postgres.database import Database, ReadSession
 from service.storage.postgres.repositories import AlertKind, AliasName
-from service.use_cases.guardrails.rules import Check, check_drift, check_forgetting, check_loss, losing_in_a_row
-from service.use_cases.guardrails.watch import PROFILES
-from service.use_cases.update.sample import Profile
+from service.use_cases.guardrails.rules import (
+    PROFILES,
+    Check,
+    check_drift,
+    check_forgetting,
+    check_loss,
+    losing_in_a_row,
+)
+from service.use_cases.update.profile import Profile
 
 __all__ = ["GuardrailState", "RuleState", "ShadowState", "guardrail_state"]
 

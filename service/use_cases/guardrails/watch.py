@@ -7,21 +7,18 @@ from service.errors import NotReady, ServiceError
 from service.storage.postgres.database import UnitOfWork
 from service.storage.postgres.repositories import AlertKind, AliasName, PeriodSample, SampleScore, Severity
 from service.use_cases.alerts import close_alert, raise_alert
-from service.use_cases.guardrails.rules import find_drift, find_forgetting, find_loss, losing_in_a_row
+from service.use_cases.guardrails.rules import PROFILES, find_drift, find_forgetting, find_loss, losing_in_a_row
 from service.use_cases.guardrails.scoring import score_waiting
 from service.use_cases.rollback import rollback
 from service.use_cases.update.context import UpdateContext
-from service.use_cases.update.sample import Profile
+from service.use_cases.update.profile import Profile
 
-__all__ = ["ACTOR", "PROFILES", "watch"]
+__all__ = ["ACTOR", "watch"]
 
 logger = logging.getLogger(__name__)
 
 ACTOR = "guardrail"
 """Who rolls back by itself, in the audit."""
-
-PROFILES = 16
-"""Newest periods whose profiles the rules look at."""
 
 
 async def watch(context: UpdateContext) -> bool:

@@ -5,9 +5,7 @@ uniformly, and are as the models read them, with their histories and labels.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,41 +19,10 @@ from service.storage.postgres.repositories import PeriodSample
 from service.use_cases.update.checkpoints import Checkpoints
 from service.use_cases.update.context import UpdateContext, UpdateStart
 from service.use_cases.update.prepare import PrepareNote
+from service.use_cases.update.profile import EDGES, Profile
 from service.use_cases.update.trial import Trial
 
-__all__ = ["EDGES", "Profile", "keep_sample", "profile_of"]
-
-EDGES = tuple(-6 + n / 2 for n in range(25))
-"""Logits between the bins of a profile's histogram; the first bin is below all of them, the last above."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """How a period's inputs, and what the served model said of them, are distributed."""
-
-    events: int
-    clicks: int
-    new_users: float
-    """Share of the interactions whose user no model had learned."""
-    new_items: float
-    """Share of the interactions whose item no model had learned."""
-    logits: Sequence[int] | None = None
-    """Interactions by the logit that was served, in the bins between `EDGES`; None where the prior was served."""
-    logloss: float | None = None
-    """Of what was served."""
-    constant: float | None = None
-    """LogLoss of the period's own click rate."""
-    error: float | None = None
-    """Standard error of the difference of the two."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any], /) -> Self:
-        """The inverse of `to_json`."""
-        return cls(**values)
+__all__ = ["keep_sample", "profile_of"]
 
 
 def profile_of(

@@ -42,7 +42,7 @@ class PeriodSample:
 
     period: int
     profile: Mapping[str, Any]
-    """`service.use_cases.guardrails.profile.Profile` (JSON)."""
+    """`service.use_cases.update.profile.Profile` (JSON)."""
     digest: str | None
     """Of the artifact with the interactions; None once they are too old to be kept, and where none were kept."""
     served_version: int | None
