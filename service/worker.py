@@ -101,6 +101,7 @@ async def run(settings: Settings, ranks: Ranks = ALONE, metrics: WorkerMetrics |
     redis = connect(settings.redis_url)
     leadership = Leadership(settings.postgres_dsn)
     heartbeat, metrics = Heartbeat(settings.worker_dir), metrics or WorkerMetrics()
+    backoff = _Backoff(settings.worker_poll_seconds)
     context = UpdateContext(
         settings=settings,
         database=database,
@@ -110,6 +111,7 @@ async def run(settings: Settings, ranks: Ranks = ALONE, metrics: WorkerMetrics |
         histories=HistoryStore(redis, database, length=settings.history_length),
         schema=settings.read_features(),
         beat=heartbeat.beat,
+        noted=backoff.reset,
         metrics=metrics,
         ranks=ranks,
     )
@@ -120,8 +122,7 @@ async def run(settings: Settings, ranks: Ranks = ALONE, metrics: WorkerMetrics |
     if exports is not None:
         scratch = settings.data_dir / SCRATCH_FOLDER
         exporter = Exporter(database, exports, scratch, failed=metrics.note_export_failure)
-    backoff, deletions = _Backoff(settings.worker_poll_seconds), PendingDeletions(context)
-    shadows = Shadows(context, methods)
+    deletions, shadows = PendingDeletions(context), Shadows(context, methods)
     sessions_checked = False
     try:
         while True:

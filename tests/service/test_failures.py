@@ -6,6 +6,7 @@ Real workers are really killed, at moments at which a lock in Postgres holds the
 import asyncio
 import errno
 import os
+import re
 import resource
 import signal
 import time
@@ -25,6 +26,7 @@ from service.storage.postgres.migrate import migrate
 from service.storage.postgres.repositories import Period
 from service.use_cases.quarantine import MOST_CRASHES
 from service.use_cases.update import snapshot
+from service.worker import MAX_PAUSE_SECONDS
 from tests.service.api_support import event
 from tests.service.programs import program
 from tests.service.update_doubles import working
@@ -36,7 +38,7 @@ from tests.service.update_support import (
     periods,
     seal_second_period,
 )
-from tests.service.worker_processes import ForkedWorker, forked_worker
+from tests.service.worker_processes import POLL_SECONDS, ForkedWorker, forked_worker
 
 SEED = 1
 
@@ -194,7 +196,10 @@ class TestKills:
                     if process is None:
                         process = stack.enter_context(forked_worker(dsn, redis_url, tmp_path))
                     process.send(signal.SIGCONT)
-                    await held.reached()
+                    try:
+                        await held.reached()
+                    except TimeoutError:
+                        pytest.fail(f"the stage {stage} never came to its end; the worker said:\n{process.log}")
                     postmaster = int((data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
                     os.kill(postmaster, signal.SIGKILL)
                 await logged(process, "worker waits", times=killed)
@@ -202,6 +207,9 @@ class TestKills:
                 await asyncio.to_thread(stack.enter_context, EmbeddedServers(data_dir))
             assert process is not None
             process.send(signal.SIGCONT)
+            waits = [float(wait) for wait in re.findall(r"worker waits ([0-9.]+) s", process.log)]
+            doubled = min(POLL_SECONDS * 2 ** (len(waits) - 1), MAX_PAUSE_SECONDS)
+            assert waits[-1] < doubled, "a stage that was noted meanwhile ends the doubling"
             database = Database(dsn, pool_size=1)
             period = await until(database, 2, "updated")
             assert (period.attempts, period.crashes) == (0, 0)

@@ -561,8 +561,10 @@ def test_a_bad_body_behind_others_is_refused_after_their_answers(served: Served)
 
 def test_connections_over_the_limit_are_503_until_others_end(served: Served) -> None:
     with ExitStack() as stack:
-        for _ in range(MAX_CONNECTIONS):
-            stack.enter_context(Connection(served.url)).send(b"GET /")
+        for _ in range(MAX_CONNECTIONS):  # idle between two requests, which they may be for long
+            opened = stack.enter_context(Connection(served.url))
+            opened.send(served.request("GET /healthz"))
+            assert opened.answer()[0] == 200
         statuses = Counter()
         for _ in range(10):
             with Connection(served.url) as connection:

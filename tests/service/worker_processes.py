@@ -13,6 +13,8 @@ from typing import Any
 from tests.service.programs import FORKED, start
 
 NUMBERS = count(1)
+POLL_SECONDS = 0.05
+"""`ASMG_WORKER_POLL_SECONDS`, with which the waits in trouble begin too."""
 
 
 def work(log: Path, settings: dict[str, Any], silence_seconds: float | None) -> None:
@@ -41,7 +43,7 @@ class ForkedWorker:
     ) -> None:
         self._log = folder / f"forked-{next(NUMBERS)}.log"
         settings = {"postgres_dsn": dsn, "redis_url": redis_url, "data_dir": folder / "data"}
-        settings |= {"worker_poll_seconds": 0.05, **changes}
+        settings |= {"worker_poll_seconds": POLL_SECONDS, **changes}
         self._process = FORKED.Process(target=work, args=(self._log, settings, silence_seconds), daemon=True)
         self._process.start()
 
@@ -91,7 +93,7 @@ class WorkerProcess:
     def __init__(self, dsn: str, redis_url: str, folder: Path, **changes: str) -> None:
         self._log = folder / f"worker-{random.randrange(10**9)}.log"
         variables = {"POSTGRES_DSN": dsn, "REDIS_URL": redis_url, "DATA_DIR": str(folder / "data")}
-        variables |= {"WORKER_POLL_SECONDS": "0.05"}
+        variables |= {"WORKER_POLL_SECONDS": str(POLL_SECONDS)}
         self._log.touch()
         changes |= {f"ASMG_{name}": value for name, value in variables.items()}
         self.process = start(Path(os.devnull), self._log, "worker", **changes)

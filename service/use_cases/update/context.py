@@ -60,6 +60,8 @@ class UpdateContext:
     """Name of this worker process; no other process ever has the same."""
     beat: Callable[[], None] = lambda: None
     """Called whenever work has got further, also from the thread that trains."""
+    noted: Callable[[], None] = lambda: None
+    """Called whenever notes of stages are stored: a later attempt continues behind these stages."""
     metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
     ranks: Ranks = ALONE
     """The processes that train together, of which this is rank 0."""

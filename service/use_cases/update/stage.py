@@ -124,6 +124,7 @@ class Notes:
             for stage, seconds, result in waiting:
                 await work.stages.finish(self._start.period, stage, seconds, result)
             await work.commit()
+        self._context.noted()
         for stage, seconds, _ in waiting:
             self.tell(stage, seconds)
 
