@@ -149,7 +149,8 @@ def served_version(port: int) -> int | None:
         OSError: nobody listens.
     """
     try:
-        response = httpx.get(f"http://{HOST}:{port}/readyz", timeout=PROBE_SECONDS, trust_env=False)
+        # Certificates are not needed, and reading them takes a third of the time between two probes.
+        response = httpx.get(f"http://{HOST}:{port}/readyz", timeout=PROBE_SECONDS, trust_env=False, verify=False)
     except httpx.HTTPError as error:
         raise ConnectionError(str(error)) from None
     return int(response.json()["model_version"]) if response.status_code == 200 else None

@@ -14,6 +14,8 @@ PACKAGES = ("service", "asmg", "asmg_client", "benchmarks", "tests")
 OWN = PACKAGES
 PUBLIC = {"_asdict", "_exit", "_fields", "_make", "_mapping", "_replace"}
 """Names with an underscore that are documented all the same: of named tuples, of SQLAlchemy's rows, and `os._exit`."""
+PRIVATE = re.compile(r"\b_(?!_)")
+"""Begins a name with one underscore."""
 
 
 def modules(package: str) -> Sequence[Path]:
@@ -44,13 +46,16 @@ def floors(package: str) -> int:
 
 def foreign_private_names() -> list[str]:
     """Where we use an underscored name that none of our modules defines: `file:line name`."""
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for package in OWN for path in modules(package)}
-    own = {name for tree in trees.values() for name in _defined(tree)}
+    own: set[str] = set()
+    used: list[tuple[Path, int, str]] = []
+    for path in (path for package in OWN for path in modules(package)):
+        text = path.read_text(encoding="utf-8")
+        if PRIVATE.search(text):  # half of the files have no such name
+            nodes = list(ast.walk(ast.parse(text)))
+            own.update(_defined(nodes))
+            used += [(path, *found) for found in _underscored(nodes)]
     return [
-        f"{path.relative_to(ROOT)}:{line} {name}"
-        for path, tree in trees.items()
-        for line, name in _underscored(tree)
-        if name not in own and name not in PUBLIC
+        f"{path.relative_to(ROOT)}:{line} {name}" for path, line, name in used if name not in own and name not in PUBLIC
     ]
 
 
@@ -82,8 +87,8 @@ def _reachable(child: str, imports: Mapping[str, set[str]]) -> set[str]:
     return found
 
 
-def _defined(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
+def _defined(nodes: Sequence[ast.AST]) -> Iterator[str]:
+    for node in nodes:
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 yield name
@@ -91,16 +96,15 @@ def _defined(tree: ast.AST) -> Iterator[str]:
                 yield name
 
 
-def _underscored(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    private = re.compile(r"_(?!_)")
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and private.match(node.attr):
+def _underscored(nodes: Sequence[ast.AST]) -> Iterator[tuple[int, str]]:
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and PRIVATE.match(node.attr):
             yield node.lineno, node.attr
         elif isinstance(node, ast.ImportFrom) and node.module is not None and node.module.split(".")[0] not in OWN:
-            if any(private.match(part) for part in node.module.split(".")):
+            if any(PRIVATE.match(part) for part in node.module.split(".")):
                 yield node.lineno, node.module
             for alias in node.names:
-                if private.match(alias.name):
+                if PRIVATE.match(alias.name):
                     yield node.lineno, f"{node.module}.{alias.name}"
 
 

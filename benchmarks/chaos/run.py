@@ -8,7 +8,7 @@ import asyncio
 import tempfile
 import time
 from collections import Counter
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -41,6 +41,8 @@ COMPILE_SECONDS = 900.0
 POLL_SECONDS = 0.5
 FINISHED = ("updated", "quarantined", "skipped")
 """States of a period that the worker is done with."""
+STATES = select(tables.periods.c.status).where(tables.periods.c.status != "open", tables.periods.c.number > 0)
+"""The states of all closed periods."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,8 @@ def _one_run(options: ChaosOptions, log: Log, record: Record, stop: StopRequest,
         if options.objects:
             settings["artifacts_url"] = f"file://{folder}/objects"
         stores = stack.enter_context(own_stores(folder, schema=SCHEMA, **settings))
-        servers = [stack.enter_context(own_service(stores, api_workers=2, worker=True, stop=stop))]
+        api_workers = 2 if disturbed else 1  # one is enough where none is killed
+        servers = [stack.enter_context(own_service(stores, api_workers=api_workers, worker=True, stop=stop))]
         for number in range(2, options.api_hosts + 1):
             name, data_dir = f"asmg serve {number}", folder / f"host-{number}"
             further = own_service(stores, api_workers=1, stop=stop, name=name, data_dir=data_dir)
@@ -187,15 +190,17 @@ class _Run:
         """Return when the worker is done with all closed periods, or after a while."""
         seconds = SETTLE_SECONDS + PERIOD_SECONDS * self.options.closes + (0 if self.disturbed else COMPILE_SECONDS)
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            try:
-                state = await read_state(self.stores.dsn)
-            except ServiceError:  # Postgres may still recover
+        database = Database(self.stores.dsn, pool_size=1)
+        try:
+            while time.monotonic() < deadline:
+                with suppress(ServiceError):  # Postgres may still recover
+                    async with database.read() as session:
+                        states = (await session.connection.execute(STATES)).scalars().all()
+                    if len(states) >= self.record.closes and all(state in FINISHED for state in states):
+                        return
                 await asyncio.sleep(POLL_SECONDS)
-                continue
-            if len(state.periods) >= self.record.closes and all(s in FINISHED for s, *_ in state.periods.values()):
-                return
-            await asyncio.sleep(POLL_SECONDS)
+        finally:
+            await database.close()
         self.record.finished = False
 
 

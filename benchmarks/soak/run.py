@@ -162,16 +162,19 @@ class _Run:
         deadline = time.monotonic() + UPDATE_SECONDS
         while True:
             document = await api.call("GET", f"/periods/{number}")
-            served = (await api.call("GET", "/readyz"))["model_version"]
-            if document["status"] == "updated" and served == document["version"]:
+            if document["status"] == "updated" and await self._serves(api, document["version"]):
                 break
             if document["status"] == "failed" or time.monotonic() > deadline:
                 raise CallFailed(
-                    f"period {number} is {document['status']}, version {served} served: {document['error']}"
+                    f"period {number} is {document['status']}, its version not served: {document['error']}"
                 )
             await asyncio.sleep(POLL_SECONDS)
         sealed, finished = (datetime.fromisoformat(document[name]) for name in ("sealed_at", "finished_at"))
         return (finished - sealed).total_seconds()
+
+    async def _serves(self, api: Api, version: int) -> bool:
+        """Whether this version is served."""
+        return bool((await api.call("GET", "/readyz"))["model_version"] == version)
 
     async def _settled(self) -> Left:
         """What Postgres holds as soon as it is as expected, or after a while."""

@@ -15,6 +15,7 @@ from asmg.experiments.report import write_report
 from asmg.experiments.run import run_experiment
 from tests.asmg.experiments import QUICK, ROWS, quiet
 from tests.asmg.logs import prepare_small
+from tests.asmg.ranks import FORKED
 from tests.asmg.reports import fake_run
 
 
@@ -36,6 +37,15 @@ def fresh_machine_code() -> None:
         with suppress(FileNotFoundError):  # another process of the run does the same
             if index.stat().st_mtime < newest:
                 index.unlink()
+
+
+@pytest.fixture(scope="package", autouse=True)
+def forked_workers() -> Iterator[None]:
+    """Processes of experiments have imported the library when they begin, which takes each some seconds otherwise.
+    Those of tests/test_experiment_cli.py begin as they do for users."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("asmg.experiments.run.get_context", lambda _: FORKED)
+        yield
 
 
 @pytest.fixture(scope="package")

@@ -14,8 +14,10 @@ import torch
 from asmg.ranks import joined
 
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["tests.asmg.ranks", "asmg.team", "tests.asmg.cases"])
-"""Starts processes that have imported the library when they begin."""
+FORKED.set_forkserver_preload(
+    ["tests.asmg.ranks", "asmg.team", "asmg.experiments.worker", "tests.asmg.cases", "tests.service.warm"]
+)
+"""Starts processes that have imported the library, and learned once, when they begin."""
 
 TIMEOUT_SECONDS = 100.0
 """Longer than one of them compiles machine code that another has already."""
