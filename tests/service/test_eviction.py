@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from service.use_cases.quarantine import retry_period
 from service.use_cases.rollback import rollback
 from service.use_cases.update import gate
 from service.use_cases.update import prepare as prepare_module
-from tests.conftest import Servers, database_dsn, in_thread
+from tests.conftest import Servers, database_dsn, flush, in_thread
 from tests.service.backup_support import sql
 from tests.service.eviction_support import (
     EVICT_AFTER,
@@ -80,6 +81,29 @@ def prepared(
         yield Prepared(name, in_thread(asyncio.run, finish(database_dsn(servers, copy(name)))))
 
 
+@pytest.fixture(scope="module")
+def eight(
+    servers: Servers, migrated_template: str, database_numbers: Iterator[int], tmp_path_factory: Any
+) -> Iterator[Callable[[str], str]]:
+    """Name of a database with eight versions of an update method, which nobody changes."""
+    with copies(servers, migrated_template, database_numbers) as copy:
+
+        async def make(dsn: str, updater: str) -> None:
+            folder = tmp_path_factory.mktemp("eight")
+            async with bench(dsn, servers.redis_url, folder, updater=updater, **EVICTING) as b:
+                await go_on(b, *(period(t, events=40) for t in range(1, 9)))
+
+        @cache
+        def name_of(updater: str) -> str:
+            name = copy()
+            flush(servers.redis_url)
+            in_thread(asyncio.run, make(database_dsn(servers, name), updater))
+            flush(servers.redis_url)
+            return name
+
+        yield name_of
+
+
 @pytest.fixture
 def eighth(copy: Callable[..., str], prepared: Prepared) -> str:
     """DSN of a database with period 8 to be updated on."""
@@ -89,11 +113,11 @@ def eighth(copy: Callable[..., str], prepared: Prepared) -> str:
 class TestCycle:
     @pytest.mark.parametrize("updater", ["asmg-gru-multi", "asmg-gru-full", "spmf", "sml-mf"])
     async def test_tables_stay_bounded_and_who_is_evicted_is_cold(
-        self, postgres_dsn: str, redis_url: str, tmp_path: Path, updater: str
+        self, copy: Callable[..., str], eight: Callable[[str], str], redis_url: str, tmp_path: Path, updater: str
     ) -> None:
         last, periods = 10, [period(t, events=40) for t in range(1, 11)]
-        async with bench(postgres_dsn, redis_url, tmp_path, updater=updater, **EVICTING) as b:
-            await go_on(b, *periods)
+        async with bench(copy(eight(updater)), redis_url, tmp_path, updater=updater, **EVICTING) as b:
+            await go_on(b, *periods[8:])
             found = await b.outcome()
             sizes = {n: table_sizes((await parts_of(b, found, n))["base"]) for n in (7, 8, last)}
             snapshot, before = await snapshot_of(b, last, tmp_path), await snapshot_of(b, 7, tmp_path)
@@ -122,12 +146,11 @@ class TestCycle:
 
     @pytest.mark.parametrize("updater", ["asmg-gru-multi", "spmf"])
     async def test_who_returns_is_as_new(
-        self, copy: Callable[..., str], redis_url: str, tmp_path: Path, updater: str
+        self, copy: Callable[..., str], eight: Callable[[str], str], redis_url: str, tmp_path: Path, updater: str
     ) -> None:
         """The training state equals the one for an id that never existed before."""
-        before, versions, scores = copy(), [], []
+        before, versions, scores = copy(eight(updater)), [], []
         async with bench(before, redis_url, tmp_path, updater=updater, **EVICTING) as b:
-            await go_on(b, *(period(t, events=40) for t in range(1, 9)))
             # What is recent comes from the log, as the history does: somebody who was never there has none.
             await sql(b.database, "DELETE FROM interactions WHERE user_id = 'gone'")
         for rename in (False, True):

@@ -62,29 +62,38 @@ def learned(
     migrated_template: str,
     database_numbers: Iterator[int],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[str]:
-    """Name of a database with six versions that were pruned after each."""
+) -> Iterator[dict[int, str]]:
+    """Names of two databases, with five and with six versions that were pruned after each."""
     folder = tmp_path_factory.mktemp("learned")
 
-    async def make(dsn: str) -> None:
+    async def make(dsn: str, count: int, first: int) -> None:
         async with bench(dsn, servers.redis_url, folder, **FEW, swap_lead_seconds=0) as b:
-            await learn(b, 6)
+            await learn(b, count, first=first)
 
     with copies(servers, migrated_template, database_numbers) as copy:
-        name = copy()
-        in_thread(asyncio.run, make(database_dsn(servers, name)))
-        yield name
+        five = copy()
+        in_thread(asyncio.run, make(database_dsn(servers, five), 5, 1))
+        six = copy(five)
+        in_thread(asyncio.run, make(database_dsn(servers, six), 6, 6))
+        yield {5: five, 6: six}
 
 
 @pytest.fixture
 async def six(
-    servers: Servers, learned: str, database_numbers: Iterator[int], redis_url: str, tmp_path: Path
+    copy: Callable[..., str], learned: dict[int, str], redis_url: str, tmp_path: Path
 ) -> AsyncIterator[Bench]:
-    """A bench on a copy of it."""
-    with copies(servers, learned, database_numbers) as copy:
-        dsn = database_dsn(servers, copy())
-        async with bench(dsn, redis_url, tmp_path, **FEW, swap_lead_seconds=0) as b:
-            yield b
+    """A bench on a copy of the one with six."""
+    async with bench(copy(learned[6]), redis_url, tmp_path, **FEW, swap_lead_seconds=0) as b:
+        yield b
+
+
+@pytest.fixture
+async def five(
+    copy: Callable[..., str], learned: dict[int, str], redis_url: str, tmp_path: Path
+) -> AsyncIterator[Bench]:
+    """A bench on a copy of the one with five."""
+    async with bench(copy(learned[5]), redis_url, tmp_path, **FEW, swap_lead_seconds=0) as b:
+        yield b
 
 
 @pytest.fixture
@@ -265,27 +274,26 @@ async def test_over_http_it_is_a_conflict(six: Bench) -> None:
         assert answer.status_code == 200
 
 
-async def test_the_way_back_stays_open_until_the_next_update_but_one(few: Bench) -> None:
+async def test_the_way_back_stays_open_until_the_next_update_but_one(five: Bench) -> None:
     """The version served before an update is kept, however old it is, because the new version may be no better."""
-    await learn(few, 5)
-    await roll(few, 2)
-    await learn(few, 6, first=6)
-    found = await few.outcome()
+    await roll(five, 2)
+    await learn(five, 6, first=6)
+    found = await five.outcome()
     assert found["versions"][6]["scores"]["previous"]["version"] == 2  # the one served while period 6 was logged
     assert found["aliases"]["champion"] == 6
     assert kept(found, 2) == {"parameters", "snapshot"}
-    await roll(few, 2)
-    await learn(few, 8, first=7)
-    found = await few.outcome()
+    await roll(five, 2)
+    await learn(five, 8, first=7)
+    found = await five.outcome()
     assert kept(found, 2) == set()
-    await roll(few, 1, "excise")
-    await learn(few, 10, first=9)
-    found = await few.outcome()
+    await roll(five, 1, "excise")
+    await learn(five, 10, first=9)
+    found = await five.outcome()
     assert [found["versions"][n]["parent"] for n in (9, 10)] == [1, 9]
     whole = {1, 9, 10}  # the sequence
     there = {7: {"parameters", "snapshot"}, 8: {"parameters", "snapshot"}, **dict.fromkeys(whole, EVERYTHING)}
     assert {n: kept(found, n) for n in range(1, 11)} == {n: there.get(n, set()) for n in range(1, 11)}
-    assert await stored(few.database) == named(found)
+    assert await stored(five.database) == named(found)
 
 
 async def history(b: Bench, count: int) -> None:

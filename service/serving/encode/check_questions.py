@@ -4,6 +4,7 @@ They are computed from the rows of the file alone: by a small model with the row
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from asmg.batch import COLD_ROW, HISTORY_LENGTH, NO_CATEGORY, NO_VALUE, InteractionBatch, ItemFeatures, PeriodData
 from asmg.field_columns import BatchFields
+from asmg.models import BaseModel, Params
 from asmg.numbers import NumberMoments
 from asmg.statistics import Statistics
-from service.serving.encode.inputs import ItemCounts, Known, KnownFields, TrainedModel
+from service.serving.encode.inputs import ItemCounts, Known, TrainedModel
 from service.serving.encode.lists import counted_ones
 from service.serving.fields import OF_CONTEXT, OF_ITEM, OF_USER, FieldValues
 from service.serving.forward.interface import EPSILON
@@ -43,10 +45,13 @@ def check_questions(trained: TrainedModel) -> Iterator[dict[str, Any]]:
     stranger, known = hash_id(STRANGER), _whole_items(trained)
     user_of: Rows = {stranger: COLD_ROW, **_evenly_spread(trained.users)}
     item_of: Rows = {stranger: COLD_ROW, **_evenly_spread(known)}
+    value_of: Rows = {} if trained.fields is None else dict(_evenly_spread(trained.fields.values))
     names = list(item_of)
     groups = [] if trained.statistics is None else _neighbour_groups(known, trained.statistics)
     item_of |= {name: row for group in groups for name, row in group.items()}
-    for n, (user, row) in enumerate(user_of.items()):
+    excerpt = _excerpt(trained, list(user_of.values()), list(item_of.values()), value_of)
+    place_of = {name: place for place, name in enumerate(item_of)}
+    for n, user in enumerate(user_of):
         asked = [names[(n + k) % len(names)] for k in range(min(ITEMS_PER_REQUEST, len(names)))]
         past = [names[(2 * n + k) % len(names)] for k in range(n % (HISTORY_LENGTH + 1))]
         if groups:
@@ -54,47 +59,85 @@ def check_questions(trained: TrainedModel) -> Iterator[dict[str, Any]]:
             asked, past = [*near, *asked, clicked], [*past[: n // 2], clicked, *past[n // 2 :]]
         done = (7 * n + 3) % (HISTORY_LENGTH + 1)
         recent = [done, min(done, 10) // 2, done // 2]
-        values = None if trained.fields is None else _field_values(trained.fields, n, len(asked))
-        items = torch.tensor([item_of[name] for name in (*asked, *past)])
-        scores = _scores(trained, row, items, len(asked), recent, values)
+        values = None if trained.fields is None else _field_values(list(value_of), n, len(asked))
+        items = torch.tensor([place_of[name] for name in (*asked, *past)])
+        scores = _scores(excerpt, n, items, len(asked), recent, values)
         request: dict[str, Any] = {"asked": [user, *asked], "history": past}
         request |= {} if trained.statistics is None else {"recent": recent}
         request |= {} if values is None else {"values": [column.tolist() for column in values]}
         yield request | {"scores": scores.tolist()}
 
 
+@dataclass(frozen=True)
+class _Excerpt:
+    """What all questions read of a model. It is read at once: a stack of layers takes as long for one row."""
+
+    model: BaseModel
+    params: Params
+    """In double precision; the tables have the rows of the users, the items, and their categories and values."""
+    categories: Tensor | None
+    """int64 [I, C], the rows of each item's categories."""
+    of_items: BatchFields | None
+    """The item's columns of the fields."""
+    value_of: Rows
+    """Hash of a value of a request → its row."""
+    statistics: Statistics | None
+    numbers: Tensor
+    """int32 [I], the number that each item has in the statistics."""
+
+
+def _excerpt(trained: TrainedModel, users: Sequence[int], items: Sequence[int], value_of: Rows) -> _Excerpt:
+    """The rows of these users, items and values."""
+    asked, categories, of_items = torch.tensor(items), None, None
+    params = {name: trained.dense(name) for name in trained.model.dense_shapes}
+    params |= {"user": _rows_of(trained, "user", torch.tensor(users)), "item": _rows_of(trained, "item", asked)}
+    if trained.categories is not None:
+        params["category"], categories = _read(trained, "category", trained.categories[asked].long(), NO_CATEGORY)
+    if trained.fields is not None:
+        own = trained.fields.of_items.at(asked).standardised()
+        given = trained.identities("field", np.array([COLD_ROW, *value_of.values()])).astype(np.int64)
+        identities = torch.cat([torch.from_numpy(given), own.rows.long().flatten()])
+        params["field"], rows = _read(trained, "field", identities, NO_VALUE)
+        cold, *others = rows[: len(given)].tolist()
+        value_of = {hash_id(STRANGER): cold, **dict(zip(value_of, others, strict=True))}
+        of_items = BatchFields(rows[len(given) :].view_as(own.rows), own.weights, own.sums.long())
+    statistics, numbers = None, asked
+    if trained.statistics is not None:
+        statistics, numbers = _small_statistics(trained.statistics, asked)
+    params = {name: tensor.double() for name, tensor in params.items()}
+    return _Excerpt(trained.model, params, categories, of_items, value_of, statistics, numbers)
+
+
 @torch.inference_mode()
 def _scores(
-    trained: TrainedModel, user: int, items: Tensor, n: int, recent: Sequence[int], values: FieldValues | None
+    excerpt: _Excerpt, user: int, items: Tensor, n: int, recent: Sequence[int], values: FieldValues | None
 ) -> Tensor:
-    """The scores of the library for a user row and the first n of these items; the others are its clicks, newest first.
+    """The scores of the library for a user and the first n of these items; the others are its clicks, newest first.
 
     In double precision: a float32 sum depends on where in memory it lies, and equal models shall have equal files.
     """
-    params = {name: trained.dense(name) for name in trained.model.dense_shapes}
-    params |= {"user": trained.params["user"][torch.tensor([user])], "item": _rows_of(trained, "item", items)}
+    params = excerpt.params | {"user": excerpt.params["user"][[user]], "item": excerpt.params["item"][items]}
     features = fields = None
-    if trained.categories is not None:
-        identities = trained.categories[items].long()
-        params["category"], rows = _excerpt(trained, "category", identities, NO_CATEGORY)
-        features = ItemFeatures(torch.arange(len(items)), rows)
-    if trained.fields is not None and values is not None:
-        own = trained.fields.of_items.at(items[:n]).standardised()
-        given, weights, sums = _given(trained, values, n)
-        identities, weights = torch.cat([given, own.rows.long()], 1), torch.cat([weights, own.weights], 1)
-        params["field"], rows = _excerpt(trained, "field", identities, NO_VALUE)
-        fields = BatchFields(rows, weights.double(), torch.cat([sums, own.sums.long()]))
+    if excerpt.categories is not None:
+        features = ItemFeatures(torch.arange(len(items)), excerpt.categories[items])
+    if excerpt.of_items is not None and values is not None:
+        own = excerpt.of_items
+        rows, weights, sums = _given(excerpt.value_of, values, n)
+        rows, weights = torch.cat([rows, own.rows[items[:n]]], 1), torch.cat([weights, own.weights[items[:n]]], 1)
+        fields = BatchFields(rows, weights.double(), torch.cat([sums, own.sums]))
+    numeric = None
+    if excerpt.statistics is not None:
+        numeric = _numeric(excerpt.statistics, excerpt.numbers[items], n, recent).double()
     batch = InteractionBatch(
         user=torch.zeros(n, dtype=torch.int64),
         item=torch.arange(n),
         history=torch.arange(n, len(items)).repeat(n),
         offsets=torch.arange(n + 1) * (len(items) - n),
         label=torch.zeros(n),
-        numeric=None if trained.statistics is None else _numeric(trained.statistics, items, n, recent).double(),
+        numeric=numeric,
         fields=fields,
     )
-    params = {name: tensor.double() for name, tensor in params.items()}
-    logits = trained.model.logits(params, batch, features)
+    logits = excerpt.model.logits(params, batch, features)
     return torch.sigmoid(logits).nan_to_num(0).clamp(EPSILON, 1 - EPSILON).float()
 
 
@@ -104,7 +147,7 @@ def _rows_of(trained: TrainedModel, table: str, rows: Tensor) -> Tensor:
     return trained.params[table][distinct][place]
 
 
-def _excerpt(trained: TrainedModel, table: str, identities: Tensor, nothing: int) -> tuple[Tensor, Tensor]:
+def _read(trained: TrainedModel, table: str, identities: Tensor, nothing: int) -> tuple[Tensor, Tensor]:
     """The rows of a table with these global numbers, and the numbers in this small table; `nothing` stays itself."""
     distinct = torch.unique(identities[identities != nothing])
     local = torch.from_numpy(trained.local_rows(table, distinct.numpy()))
@@ -112,21 +155,17 @@ def _excerpt(trained: TrainedModel, table: str, identities: Tensor, nothing: int
     return small, torch.searchsorted(distinct, identities).where(identities != nothing, nothing)
 
 
-def _field_values(fields: KnownFields, n: int, items: int) -> FieldValues:
+def _field_values(known: Sequence[int], n: int, items: int) -> FieldValues:
     """The values of the n-th request about so many items."""
-    known = list(_evenly_spread(fields.values))
     asked = [*(known[(3 * n + k) % len(known)] for k in range(4 if known else 0)), hash_id(STRANGER)]
     owners = [OF_CONTEXT, OF_USER, OF_ITEM + n % items, OF_CONTEXT, OF_USER][-len(asked) :]
     weights = [1.0, 1.0, 1.0, -0.5, 1.0][-len(asked) :]
     return FieldValues(np.array(asked, np.uint64), np.array(weights, np.float32), np.array(owners, np.int32))
 
 
-def _given(trained: TrainedModel, values: FieldValues, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A request's values as the library reads them: global rows and weights [n, K], and the sum of each column."""
-    assert trained.fields is not None
-    row_of = _evenly_spread(trained.fields.values)
-    local = np.array([row_of.get(value, COLD_ROW) for value in values.hashes.tolist()])
-    rows = torch.from_numpy(trained.identities("field", local).astype(np.int64)).expand(n, -1).clone()
+def _given(value_of: Rows, values: FieldValues, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A request's values as the library reads them: rows and weights [n, K], and the sum of each column."""
+    rows = torch.tensor([value_of[value] for value in values.hashes.tolist()]).repeat(n, 1)
     for column, owner in enumerate(values.owners.tolist()):
         if owner >= OF_ITEM:
             rows[torch.arange(n) != owner - OF_ITEM, column] = NO_VALUE
@@ -134,9 +173,8 @@ def _given(trained: TrainedModel, values: FieldValues, n: int) -> tuple[Tensor, 
     return rows, torch.from_numpy(values.weights).expand(n, -1), sums
 
 
-def _numeric(statistics: ItemCounts, rows: Tensor, n: int, recent: Sequence[int]) -> Tensor:
+def _numeric(statistics: Statistics, items: Tensor, n: int, recent: Sequence[int]) -> Tensor:
     """The numeric inputs [n, S] of the first n of these items, for a user who clicked the others, newest first."""
-    small, items = _small_statistics(statistics, rows)
     past = items[n:]
     data = PeriodData(
         user=torch.zeros(n, dtype=torch.int32),
@@ -148,7 +186,7 @@ def _numeric(statistics: ItemCounts, rows: Tensor, n: int, recent: Sequence[int]
         users=1,
         items=int(items.max()) + 1,
     )
-    return small.inputs(data)
+    return statistics.inputs(data)
 
 
 def _small_statistics(statistics: ItemCounts, rows: Tensor) -> tuple[Statistics, Tensor]:
