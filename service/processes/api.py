@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from service.processes.garbage import collect_no_garbage
 from service.processes.traces import traced_process
 from service.settings import Settings
 
@@ -37,9 +38,10 @@ def run_api(settings: Settings, listener: int, metrics_listener: int | None = No
         listener: file descriptor of the listening socket.
         metrics_listener: file descriptor of the listening socket for metrics, if they have one of their own.
     """
-    import uvicorn
+    with collect_no_garbage():
+        import uvicorn
 
-    from service.app import create_app
+        from service.app import create_app
 
     _raise_file_limit(settings.max_connections + SPARE_FILES)
     sys.setswitchinterval(SWITCH_SECONDS)

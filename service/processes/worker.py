@@ -6,6 +6,7 @@ import signal
 import sys
 from contextlib import ExitStack
 
+from service.processes.garbage import collect_no_garbage
 from service.processes.listening import listen
 from service.processes.traces import traced_process
 from service.settings import Settings
@@ -30,8 +31,9 @@ def run_worker(settings: Settings) -> None:
         ConfigurationError: the worker cannot work with these settings, or its metrics port is taken.
     """
     settings.read_features()
-    from asmg.ranks import RankLost, Ranks, device_of_rank, joined  # with the training library, which takes seconds
-    from service.worker import follow, run
+    with collect_no_garbage():  # the training library takes seconds
+        from asmg.ranks import RankLost, Ranks, device_of_rank, joined
+        from service.worker import follow, run
 
     metrics = WorkerMetrics()
 
