@@ -86,7 +86,10 @@ def test_a_life_with_servers_of_its_own(data_dir: Path, tmp_path: Path) -> None:
         assert httpx.get(f"{third.url}/periods/1", headers=headers).json()["events"] == 1
         assert asmg("keys", "revoke", key_id, *place).stdout == f"asmg: key {key_id} is revoked\n"
         assert "no valid key" in asmg("keys", "revoke", key_id, *place, code=1).stderr
-        wait_for(lambda: httpx.post(f"{third.url}/predict", json=QUESTION, headers=headers).status_code == 401, 5)
+        wait_for(
+            lambda: httpx.post(f"{third.url}/predict", json=QUESTION, headers=headers, verify=False).status_code == 401,
+            5,
+        )
 
 
 def kill_a_child_under_load(served_by: Program, headers: dict[str, str]) -> tuple[list[str], int]:
@@ -100,7 +103,9 @@ def kill_a_child_under_load(served_by: Program, headers: dict[str, str]) -> tupl
         while not stop.is_set():
             # A connection each: one that the killed process held open cannot but break.
             try:
-                response = httpx.post(f"{served_by.url}/predict", json=QUESTION, headers=headers, timeout=10)
+                response = httpx.post(
+                    f"{served_by.url}/predict", json=QUESTION, headers=headers, timeout=10, verify=False
+                )
                 assert response.status_code == 200
                 served += 1
             except httpx.ConnectError as error:
@@ -296,7 +301,7 @@ def test_ipv6_without_a_key_and_with_one(postgres_dsn: str, redis_url: str, tmp_
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"http://127.0.0.1:{running.port}/healthz")
         key, _ = in_thread(asyncio.run, make_keys(postgres_dsn))
-        wait_for(lambda: httpx.post(url, json=QUESTION).status_code == 401, 5)
+        wait_for(lambda: httpx.post(url, json=QUESTION, verify=False).status_code == 401, 5)
         assert httpx.post(url, json=QUESTION, headers={"X-API-Key": key}).status_code == 200
 
 
