@@ -15,7 +15,7 @@ from torch import Tensor
 
 from asmg.layout import COLD_ROW, FURTHEST, NO_VALUE, OWN_VALUE
 
-__all__ = ["SUMS", "BatchFields", "FieldColumns", "unscaled"]
+__all__ = ["SUMS", "BatchFields", "FieldColumns", "range_of", "unscaled"]
 
 SUMS = ("context", "user", "item")
 """The sums in their order; each field belongs to one of them."""
@@ -68,8 +68,8 @@ class FieldColumns:
         for name in ("sums", "neutral", "numbers"):
             if getattr(self, name).shape != (c,):
                 raise ValueError(f"fields.{name}: expected {c} columns; received {list(getattr(self, name).shape)}")
-        if c and not (int(self.sums.min()) >= 0 and int(self.sums.max()) < len(SUMS)):
-            low, top = int(self.sums.min()), int(self.sums.max())
+        low, top = range_of(self.sums) if c else (0, 0)
+        if low < 0 or top >= len(SUMS):
             raise ValueError(f"fields.sums: expected numbers from 0 to {len(SUMS) - 1}; received {low}..{top}")
         if self.size < 1:
             raise ValueError(f"fields.size: expected at least 1 row; received {self.size}")
@@ -77,9 +77,9 @@ class FieldColumns:
             raise ValueError(f"fields.scale: expected shape (2, {c}); received {tuple(self.scale.shape)}")
         for name, least in (("rows", NO_VALUE), ("neutral", OWN_VALUE), ("numbers", NO_VALUE)):
             rows = getattr(self, name)
-            if rows.numel() and not (int(rows.min()) >= least and int(rows.max()) < self.size):
-                received = f"{int(rows.min())}..{int(rows.max())}"
-                raise ValueError(f"fields.{name}: expected rows from {least} to {self.size - 1}; received {received}")
+            low, top = range_of(rows) if rows.numel() else (0, 0)
+            if low < least or top >= self.size:
+                raise ValueError(f"fields.{name}: expected rows from {least} to {self.size - 1}; received {low}..{top}")
         for name in ("weights", "scale"):
             if not bool(torch.isfinite(getattr(self, name)).all()):
                 raise ValueError(f"fields.{name}: expected finite numbers; received NaN or infinity")
@@ -223,3 +223,9 @@ _BY_COLUMN = ("sums", "neutral", "numbers", "scale")
 def unscaled(columns: int) -> Tensor:
     """The scale [2, C] that changes no number: 0 and 1."""
     return torch.stack([torch.zeros(columns), torch.ones(columns)])
+
+
+def range_of(values: Tensor) -> tuple[int, int]:
+    """The least and the greatest of one or more integers."""
+    low, top = values.aminmax()
+    return int(low), int(top)

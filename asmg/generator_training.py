@@ -173,10 +173,11 @@ class GeneratorTraining:
         dense_input = self.inputs[DENSE][0].contiguous().numpy()
         dense_state = self.hidden[DENSE].transpose(1, 2).contiguous().numpy()
         losses, ranks = np.zeros(len(epoch)), self.execution.ranks
+        # λ in the order of one batch a step: for another, numba would compile the largest kernels a second time.
         read: GeneratorReads = (
             epoch.label.numpy(), epoch.importance.numpy(), epoch.numeric.numpy(), epoch.weights.numpy(),
-            epoch.sums.numpy(), lambdas, np.array(self.used), inputs, states, dense_input, dense_state,
-            generator.residual, views,
+            epoch.sums.numpy(), np.ascontiguousarray(lambdas), np.array(self.used), inputs, states, dense_input,
+            dense_state, generator.residual, views,
         )  # fmt: skip
         sizes = np.array(model.widths), model.item_width
         settings = self.lr, self.dense_share, *adam.betas, adam.eps

@@ -159,7 +159,7 @@ class Transfer:
             for start in range(0, len(rows), chunk):
                 p, y = (t[start : start + chunk].to(device) for t in (before, rows))
                 count = len(y)
-                if name in self.model.table_widths:
+                if count < chunk and name in self.model.table_widths:
                     p, y = (functional.pad(t, (0, 0, 0, chunk - count)) for t in (p, y))
                 for weights in chain:
                     y = self.run(weights, name, p, y)

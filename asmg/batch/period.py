@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from asmg.batch.interactions import InteractionBatch, ItemFeatures
-from asmg.field_columns import FieldColumns
+from asmg.field_columns import FieldColumns, range_of
 from asmg.layout import COLD_ROW, NO_CATEGORY
 
 __all__ = ["PeriodData", "concatenate"]
@@ -85,9 +85,10 @@ class PeriodData:
             raise ValueError("offsets: expected values that never decrease; received a decrease")
         for name, size in (("user", self.users), ("item", self.items), ("history", self.items)):
             rows = getattr(self, name)
-            if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < size):
-                raise ValueError(f"{name}: expected rows in [0, {size}); received {int(rows.min())}..{int(rows.max())}")
-        if bool(((self.label != 0) & (self.label != 1)).any()):
+            low, top = range_of(rows) if len(rows) else (0, 0)
+            if low < 0 or top >= size:
+                raise ValueError(f"{name}: expected rows in [0, {size}); received {low}..{top}")
+        if bool((self.label != self.label.bool()).any()):
             raise ValueError("label: expected 0 or 1; received another value")
         if (self.item_categories is None) != (self.categories == 0):
             raise ValueError("item_categories: expected exactly when categories > 0; received the opposite")
@@ -96,7 +97,7 @@ class PeriodData:
             if self.item_categories.shape[0] != expected:
                 raise ValueError(f"item_categories: expected {expected} rows; received {self.item_categories.shape[0]}")
             values = self.item_categories
-            low, top = (int(values.min()), int(values.max())) if values.numel() else (NO_CATEGORY, NO_CATEGORY)
+            low, top = range_of(values) if values.numel() else (NO_CATEGORY, NO_CATEGORY)
             if low < NO_CATEGORY or top >= self.categories:
                 raise ValueError(
                     f"item_categories: expected rows under {self.categories} or {NO_CATEGORY}; received {low}..{top}"
@@ -257,7 +258,9 @@ def concatenate(periods: Sequence[PeriodData]) -> PeriodData:
     if len(widths) > 1:
         raise ValueError(f"numeric: expected as many inputs in every period; received {sorted(widths)}")
     recent = [p.recent for p in periods if p.recent is not None]
-    fields = [p.fields or FieldColumns.none(len(p)) for p in periods]
+    fields = None
+    if any(p.fields is not None for p in periods):
+        fields = FieldColumns.concatenate([p.fields or FieldColumns.none(len(p)) for p in periods])
     lengths = [0, *(len(p.history) for p in periods[:-1])]
     starts = np.cumsum(lengths).tolist()
     return replace(
@@ -268,7 +271,7 @@ def concatenate(periods: Sequence[PeriodData]) -> PeriodData:
         label=torch.cat([p.label for p in periods]),
         numeric=torch.cat(numeric) if numeric else None,
         recent=torch.cat(recent) if len(recent) == len(periods) else None,
-        fields=FieldColumns.concatenate(fields) if any(p.fields is not None for p in periods) else None,
+        fields=fields,
         weight=torch.cat([p.importance for p in periods]) if any(p.weight is not None for p in periods) else None,
         offsets=torch.cat([periods[0].offsets[:1], *(p.offsets[1:] + s for p, s in zip(periods, starts, strict=True))]),
     )

@@ -105,7 +105,7 @@ def base_gradients(
     item_vectors(slots, categories, values[1], values[2], vectors)
     dvectors[:] = ZERO
     loss = cross_entropy(plan.user, plan.item, plan.history, plan.offsets, plan.fields, field_weights, sums,
-                         numeric, lo, hi, 0, target, importance, fraction, values[0], vectors, values[3], widths,
+                         numeric, lo, hi, target, importance, fraction, values[0], vectors, values[3], widths,
                          dense, act, dact, grads[0], dvectors, grads[3], ddense)  # fmt: skip
     item_vectors_backward(slots, categories, dvectors, grads[1], grads[2])
     return loss

@@ -27,7 +27,6 @@ def _forward_block(
     numeric: Floats,
     lo: int,
     n: int,
-    base: int,
     users: Floats,
     vectors: Floats,
     values: Floats,
@@ -38,11 +37,11 @@ def _forward_block(
     """Compute the activations act [Σ widths, BLOCK] of the interactions lo … lo + n - 1; the last row has the logits.
 
     Args:
-        user, item, history, offsets: the interactions; `offsets` count from `base` within `history`.
+        user, item, history, offsets: the interactions.
         fields, weights: [N, C], rows of `values` (-1 for none) and their weights; ignored by a model without fields.
         sums: [C], the sum of each column.
         numeric: [N, S].
-        lo, n, base: the range of interactions, see above.
+        lo, n: the range of interactions, see above.
         users, vectors, values: rows of the users, vectors of the items, rows of the field table.
         widths: of the MLP's input and layers.
         dense: weights and biases of the MLP's layers, then the weights of the dot products, if any.
@@ -55,7 +54,7 @@ def _forward_block(
         u, e = user[b], item[b]
         for k in range(dim):
             act[k, lane] = users[u, k]
-        first, last = offsets[b] - base, offsets[b + 1] - base
+        first, last = offsets[b], offsets[b + 1]
         for k in range(width):
             act[dim + k, lane] = ZERO
         for m in range(first, last):
@@ -145,7 +144,6 @@ def _backward_block(
     numeric: int,
     lo: int,
     n: int,
-    base: int,
     widths: Indices,
     dense: Floats,
     act: Floats,
@@ -193,7 +191,7 @@ def _backward_block(
         u, e = user[b], item[b]
         for k in range(dim):
             dusers[u, k] += dact[k, lane]
-        first, last = offsets[b] - base, offsets[b + 1] - base
+        first, last = offsets[b], offsets[b + 1]
         if last > first:
             share = ONE / np.float32(last - first)
             for m in range(first, last):
@@ -222,7 +220,6 @@ def cross_entropy(
     numeric: Floats,
     lo: int,
     hi: int,
-    base: int,
     target: Floats,
     importance: Floats,
     weight: float,
@@ -247,7 +244,7 @@ def cross_entropy(
     scale = weight / whole
     for start in range(lo, hi, BLOCK):
         n = min(BLOCK, hi - start)
-        _forward_block(user, item, history, offsets, fields, weights, sums, numeric, start, n, base,
+        _forward_block(user, item, history, offsets, fields, weights, sums, numeric, start, n,
                        users, vectors, values, widths, dense, act)  # fmt: skip
         for lane in range(n):
             x, y = np.float64(act[last, lane]), np.float64(target[start + lane])
@@ -256,7 +253,7 @@ def cross_entropy(
             total += count * (max(x, 0.0) - x * y + np.log1p(e))
             probability = 1.0 / (1.0 + e) if x >= 0 else e / (1.0 + e)
             dact[last, lane] = np.float32((probability - y) * count * scale)
-        _backward_block(user, item, history, offsets, fields, weights, sums, numeric.shape[1], start, n, base,
+        _backward_block(user, item, history, offsets, fields, weights, sums, numeric.shape[1], start, n,
                         widths, dense, act, dact, dusers, dvectors, dvalues, ddense)  # fmt: skip
     return total * scale
 
@@ -282,7 +279,7 @@ def predict(
     act = np.empty((widths.sum(), BLOCK), np.float32)
     for lo in range(0, len(user), BLOCK):
         n = min(BLOCK, len(user) - lo)
-        _forward_block(user, item, history, offsets, fields, weights, sums, numeric, lo, n, 0,
+        _forward_block(user, item, history, offsets, fields, weights, sums, numeric, lo, n,
                        users, vectors, values, widths, dense, act)  # fmt: skip
         for lane in range(n):
             logits[lo + lane] = act[act.shape[0] - 1, lane]

@@ -192,7 +192,7 @@ def generator_gradient(
         item_vectors(slots[:needed], categories[:needed], values[1], values[2], vectors)
         dvectors[:needed] = ZERO
         total += cross_entropy(plan.user, plan.item, plan.history, plan.offsets, plan.fields, field_weights, sums,
-                       numeric, lo, hi, 0, target, importance, lambdas[s, q], values[0], vectors, values[3], widths,
+                       numeric, lo, hi, target, importance, lambdas[s, q], values[0], vectors, values[3], widths,
                        dense[j], act, dact, grads[0], dvectors, grads[3], ddense[j])  # fmt: skip
         item_vectors_backward(slots[:needed], categories[:needed], dvectors, grads[1], grads[2])
         for k in range(TABLES):

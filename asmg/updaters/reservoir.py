@@ -32,19 +32,22 @@ class Reservoir:
         world = {name: getattr(newest, name) for name in ("users", "items", "categories", "item_categories")}
         return replace(self.data, **world)
 
-    def updated(self, fresh: "Reservoir", seen: int, capacity: int | None, rng: torch.Generator) -> "Reservoir":
+    def updated(
+        self, stream: "Reservoir", index: Tensor, seen: int, capacity: int | None, rng: torch.Generator
+    ) -> "Reservoir":
         """The reservoir after one more period.
 
         Args:
-            fresh: all of the period's interactions of this class.
+            stream: all of the period's interactions.
+            index: int64 [n], ascending: those of this class.
             seen: number of interactions of this class in all earlier periods.
             capacity: maximum number kept; None for the present number. See `SpmfConfig.reservoir`.
             rng: for the sampling.
         """
         held = len(self)
-        room = 0 if capacity is None else min(capacity - held, len(fresh))
+        room = 0 if capacity is None else min(capacity - held, len(index))
         size = held + room
-        later = torch.arange(room, len(fresh))
+        later = torch.arange(room, len(index))
         chance = size / (seen + later + 1).double()
         chosen = later[torch.rand(len(later), dtype=torch.float64, generator=rng) < chance]
         if not room and not len(chosen):
@@ -53,9 +56,10 @@ class Reservoir:
             slots = torch.randperm(size, generator=rng)[: len(chosen)]
         else:  # One after the other; more than the reservoir holds cannot be replaced as one block.
             slots = torch.randint(size, (len(chosen),), generator=rng)
-        kept = np.arange(size)
-        kept[slots.numpy()] = held + chosen.numpy()  # numpy keeps the last of several writes to a slot
-        both = Reservoir(concatenate([self.data, fresh.data]), torch.cat([self.arrival, fresh.arrival]))
+        places = held + index.numpy()  # in both, the reservoir first
+        kept = np.concatenate([np.arange(held), places[:room]])
+        kept[slots.numpy()] = places[chosen.numpy()]  # numpy keeps the last of several writes to a slot
+        both = Reservoir(concatenate([self.data, stream.data]), torch.cat([self.arrival, stream.arrival]))
         return both.take(torch.from_numpy(np.sort(kept)))
 
 

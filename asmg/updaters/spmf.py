@@ -150,14 +150,14 @@ class ReservoirUpdate(Updater[SpmfState]):
             index = torch.nonzero(data.label == label).squeeze(1)
             if not len(index):
                 continue
-            fresh, capacity = stream.take(index), self.config.reservoir
-            if old is not None:
-                reservoirs[label] = old.updated(fresh, seen[label], capacity, rng)
-            elif capacity is None or len(fresh) <= capacity:
-                reservoirs[label] = fresh
-            else:
-                reservoirs[label] = fresh.take(torch.randperm(len(fresh), generator=rng)[:capacity].sort().values)
             seen[label] += len(index)
+            capacity = self.config.reservoir
+            if old is not None:
+                reservoirs[label] = old.updated(stream, index, state.seen[label], capacity, rng)
+                continue
+            if capacity is not None and len(index) > capacity:
+                index = index[torch.randperm(len(index), generator=rng)[:capacity].sort().values]
+            reservoirs[label] = stream.take(index)
         return replace(state, reservoirs=(reservoirs[0], reservoirs[1]), seen=(seen[0], seen[1]))
 
     @override

@@ -17,7 +17,7 @@ from asmg.statistics import NAMES, StatisticsConfig
 from asmg.training import predict_logits
 from asmg.updaters import UPDATERS, build_updater
 from asmg.updaters.base import Updater
-from tests.asmg.support import random_period, torch_rng, unrounded
+from tests.asmg.support import made_once, random_period, torch_rng, unrounded
 
 Parts = dict[str, bytes]
 
@@ -44,6 +44,7 @@ class Case:
         updater = build_updater(self.updater, self.config, reference=self.reference, statistics=statistics)
         return updater if self.rounds else unrounded(updater)
 
+    @made_once
     def period(self, t: int, n: int = 300, **changes: Any) -> PeriodData:
         """The t-th period of a stream in which the tables grow. Its rows are the same with and without categories,
         numeric inputs and fields."""

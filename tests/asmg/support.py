@@ -2,9 +2,11 @@
 
 import math
 import tracemalloc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from functools import cache, lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from asmg.updaters.base import Updater
 
 ModelConfig = EmbeddingMLPConfig | MatrixFactorizationConfig
 UpdaterT = TypeVar("UpdaterT", bound=Updater[Any])
+P = ParamSpec("P")
 
 SMALL = EmbeddingMLPConfig(dim=3, hidden=(5, 4))
 SMALL_CATEGORIES = EmbeddingMLPConfig(dim=3, hidden=(5, 4), categories=True)
@@ -100,6 +103,30 @@ def period(
     )
 
 
+def made_once(make: Callable[P, PeriodData]) -> Callable[P, PeriodData]:
+    """Makes each period once and hands out copies, so that nobody can change another's."""
+    made = lru_cache(500)(make)
+
+    @wraps(make)
+    def another(*args: P.args, **kwargs: P.kwargs) -> PeriodData:
+        hashable = {name: tuple(value) if isinstance(value, list) else value for name, value in kwargs.items()}
+        return cloned(made(*args, **hashable))  # type: ignore[arg-type]
+
+    return another
+
+
+def cloned(value: Any) -> Any:
+    """A copy of a dataclass and of all tensors within, which are not checked again."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if not hasattr(value, "__dataclass_fields__"):
+        return value
+    other = copy(value)
+    vars(other).update({name: cloned(part) for name, part in vars(value).items()})
+    return other
+
+
+@made_once
 def random_period(
     seed: int,
     n: int = 40,
@@ -256,6 +283,7 @@ def whole_table_logits(config: ModelConfig, leaves: Params, data: PeriodData, ro
         zero = torch.zeros(leaves["category"].shape[1], dtype=torch.float64)
         return torch.stack([leaves["category"][c] for c in known]).mean(0) if known else zero
 
+    @cache
     def vector(row: int) -> Tensor:
         own = leaves["item"][row]
         if not config.categories:
@@ -392,6 +420,23 @@ class SlowTraining:
         return total / len(order)
 
 
+@cache
+def returns_its_arguments(operation: Any) -> bool:
+    """Whether a torch operation only returns tensors that it was given, or views of them."""
+    return all(result.alias_info is not None for result in operation._schema.returns)
+
+
+def storages(values: Iterable[Any]) -> set[int]:
+    """Where the tensors lie that an operation takes: single ones or lists of them."""
+    found = set()
+    for value in values:
+        if isinstance(value, Tensor):
+            found.add(value.untyped_storage().data_ptr())
+        elif isinstance(value, (tuple, list)):
+            found |= storages(value)
+    return found
+
+
 class Footprint(TorchDispatchMode):
     """The largest tensor that any torch operation within returned, all of them together, and the most memory that numpy
     held at a time.
@@ -406,10 +451,13 @@ class Footprint(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        known = {t.untyped_storage().data_ptr() for t in tensors_in((args, kwargs))}
+        if returns_its_arguments(func):
+            return result
+        known = storages((*args, *(kwargs or {}).values()))
         for tensor in tensors_in(result):
-            if tensor.untyped_storage().data_ptr() not in known:
-                elements = tensor.untyped_storage().nbytes() // tensor.element_size()
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                elements = storage.nbytes() // tensor.element_size()
                 self.elements = max(self.elements, elements)
                 self.all_elements += elements
         return result

@@ -85,11 +85,16 @@ def window_state(updater: Asmg, lengths: list[int], *, hidden_rows: int = 1) -> 
     )  # fmt: skip
 
 
+@cache
 def slow_training(
-    updater: Asmg, state: AsmgState, data: PeriodData, lambdas: list[float], seed: int
+    of: ModelConfig, config: AsmgConfig, lengths: tuple[int, ...], hidden_rows: int, lambdas: tuple[float, ...]
 ) -> tuple[list[Params], dict[str, DenseAdam]]:
-    """ω's training in float64 over whole tables that every model knows: the iterates, and the optimizers after them."""
-    model, generator, config = updater.model, updater.generator, updater.config
+    """ω's training in float64 over whole tables that every model knows: the iterates, and the optimizers after them.
+
+    It is the same for all executions, and nobody may change it."""
+    updater = Asmg(of, config)
+    state, data = window_state(updater, list(lengths), hidden_rows=hidden_rows), period(of, LAST)
+    model, generator = updater.model, updater.generator
     targets = [*state.data, data][-len(state.models) :]
     sizes = data.sizes
 
@@ -111,7 +116,7 @@ def slow_training(
         optimizer.t = state.adam.step
         optimizer.m, optimizer.v = (m[name].double().numpy() for m in (state.adam.first, state.adam.second))
     steps = math.ceil(len(data) / config.batch_size)
-    rng = torch_rng(seed)
+    rng = torch_rng(7)
     orders = [torch.randperm(len(d), generator=rng).tensor_split(steps) for d in targets]
     iterates = []
     for n in range(steps):
@@ -144,10 +149,12 @@ LAMBDAS = {
 }
 
 
-def check_trained(updater: Asmg, state: AsmgState, data: PeriodData, lambdas: list[float]) -> None:
+def check_trained(updater: Asmg, lengths: list[int], lambdas: list[float], *, hidden_rows: int = 1) -> None:
     """One pass is that of the slow training, weights and moments."""
-    got = unrounded(updater).run_stage("train_generator", state, data, rng=torch_rng(7))
-    iterates, optimizers = slow_training(updater, state, data, lambdas, 7)
+    of, config = updater.model.config, replace(updater.config, average=False)
+    state = window_state(updater, lengths, hidden_rows=hidden_rows)
+    got = unrounded(updater).run_stage("train_generator", state, period(of, LAST), rng=torch_rng(7))
+    iterates, optimizers = slow_training(of, config, tuple(lengths), hidden_rows, tuple(lambdas))
     assert got.adam.step == state.adam.step + len(iterates)
     average = updater.config.average
     for name, weight in got.weights.items():
@@ -173,8 +180,7 @@ def test_the_generator_is_trained_on_all_targets_of_the_window(
     """Against dense Adam in float64 over whole tables: output j is scored on the period after model j, weight λ_j."""
     settings: dict[str, Any] = {"loss_weights": kind, "average": average, "batch_size": 100, "epochs": 1}
     updater = Asmg(config, AsmgConfig(**settings), execution=execution)
-    state = window_state(updater, [300] * length, hidden_rows=4)
-    check_trained(updater, state, period(config, LAST), LAMBDAS[kind][length])
+    check_trained(updater, [300] * length, LAMBDAS[kind][length], hidden_rows=4)
 
 
 @executions
@@ -189,8 +195,7 @@ def test_generators_of_any_shape_are_trained_likewise(
     generator = GeneratorConfig(hidden=d, output=output)  # type: ignore[arg-type]
     settings = AsmgConfig(generator=generator, dense_share=0.3, batch_size=40, epochs=1, average=False)
     updater = Asmg(config, settings, execution=execution)
-    state = window_state(updater, [2, 150, 300], hidden_rows=4)
-    check_trained(updater, state, period(config, LAST), LAMBDAS["linear"][3])
+    check_trained(updater, [2, 150, 300], LAMBDAS["linear"][3], hidden_rows=4)
 
 
 @pytest.mark.parametrize("config", [SMALL, SMALL_CATEGORIES, MF_CATEGORIES], ids=["plain", "categories", "mf"])
@@ -199,14 +204,13 @@ def test_the_linear_generator_is_trained_likewise(config: ModelConfig) -> None:
         generator=LinearConfig(), carry_hidden=False, loss_weights="last", batch_size=40, epochs=1, average=False
     )  # fmt: skip
     updater = Asmg(config, settings, execution=EXECUTIONS["compiled"])
-    check_trained(updater, window_state(updater, [300] * 3), period(config, LAST), LAMBDAS["last"][3])
+    check_trained(updater, [300] * 3, LAMBDAS["last"][3])
 
 
 def test_the_gru_generates_factorizations_likewise() -> None:
     settings = AsmgConfig(batch_size=100, epochs=1, average=False)
     updater = Asmg(MatrixFactorizationConfig(dim=3), settings, execution=EXECUTIONS["compiled"])
-    state = window_state(updater, [300] * 3, hidden_rows=4)
-    check_trained(updater, state, period(MatrixFactorizationConfig(dim=3), LAST), LAMBDAS["linear"][3])
+    check_trained(updater, [300] * 3, LAMBDAS["linear"][3], hidden_rows=4)
 
 
 # --- compiled and eager

@@ -242,7 +242,7 @@ def test_the_cross_entropy_and_its_gradient_are_those_of_torch(config: Embedding
     grads, dvectors, ddense = [np.ones_like(t) for t in tables], np.zeros_like(vectors), np.ones_like(dense)
     found = kernels.cross_entropy(
         plan.user, plan.item, plan.history, plan.offsets, plan.fields, epoch.weights.numpy(), epoch.sums.numpy(),
-        epoch.numeric.numpy(), lo, hi, 0, target.numpy(), epoch.importance.numpy(), 0.7,
+        epoch.numeric.numpy(), lo, hi, target.numpy(), epoch.importance.numpy(), 0.7,
         tables[0], vectors, tables[3], np.array(model.widths), dense, act, dact, grads[0], dvectors, grads[3], ddense,
     )  # fmt: skip
     kernels.item_vectors_backward(slots, categories, dvectors, grads[1], grads[2])

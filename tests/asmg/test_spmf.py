@@ -171,7 +171,7 @@ def test_the_first_period_is_learned_as_by_iu(reservoir: int | None) -> None:
 def remember(
     updater: ReservoirUpdate, parts: Sequence[PeriodData], rng: torch.Generator, *, start: SpmfState | None = None
 ) -> SpmfState:
-    """The reservoirs after some periods; whoever draws thousands of them makes the first model once."""
+    """The reservoirs after some periods; whoever draws thousands of them makes what nothing is drawn for once."""
     state = updater.initial(torch_rng(0)) if start is None else start
     for data in parts:
         state = updater.remembered(state, data, rng)
@@ -189,15 +189,17 @@ def test_every_row_that_ever_came_is_as_likely_to_be_kept(sizes: list[int]) -> N
     parts = [numbered(int(start), [0.0, 1.0] * n) for start, n in zip(starts[:-1], sizes, strict=True)]
     total = sum(sizes)
     found, pairs = np.zeros(2 * total), np.zeros((total, total))
-    start = updater.initial(torch_rng(0))
+    whole = int((np.cumsum(sizes) <= 5).sum())  # nothing is drawn while everything is kept
+    start = remember(updater, parts[:whole], rng)
+    assert arrivals(start, 0) + arrivals(start, 1) == [*range(0, starts[whole], 2), *range(1, starts[whole], 2)]
     for _ in range(draws):
-        state = remember(updater, parts, rng, start=start)
+        state = remember(updater, parts[whole:], rng, start=start)
         assert state.seen == (total, total)
         for label in (0, 1):
             kept = arrivals(state, label)
             assert len(kept) == 5
             found[kept] += 1
-        for a, b in itertools.combinations(arrivals(state, 1), 2):
+        for a, b in itertools.combinations(kept, 2):
             pairs[a // 2, b // 2] += 1
     near(found, 5 / total, draws)
     # And so is every pair: 5·4 / (n·(n-1)).
@@ -235,9 +237,10 @@ def test_the_authors_reservoir_is_replaced_in_one_block() -> None:
     parts = [numbered(start, [1.0] * n) for start, n in ((0, 8), (8, 6), (14, 5))]
     one, two, slow = np.zeros(14), np.zeros(19), np.zeros(19)
     slow_rng = np.random.default_rng(0)
-    start = updater.initial(torch_rng(0))
+    start = remember(updater, parts[:1], rng)  # all of the first
+    assert arrivals(start, 1) == list(range(8))
     for _ in range(draws):
-        state = remember(updater, parts[:2], rng, start=start)
+        state = updater.remembered(start, parts[1], rng)
         one[arrivals(state, 1)] += 1
         kept = arrivals(updater.remembered(state, parts[2], rng), 1)
         assert len(kept) == 8
