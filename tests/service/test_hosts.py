@@ -230,9 +230,9 @@ def database_of_redis(address: str) -> int:
     return int(parse_qs(url.query).get("db", ["0"])[0] if url.scheme == "unix" else url.path.strip("/") or 0)
 
 
-def large(version: int, items: int = 9000) -> bytes:
-    """A snapshot that takes some seconds on a slow wire."""
-    return random_model(version, dim=8, items=[f"item {number}" for number in range(items)]).encoded()
+def large(version: int) -> bytes:
+    """A snapshot that takes longer on a slow wire than all looks at the host that lags."""
+    return random_model(version, dim=8, items=[f"item {number}" for number in range(45_000)]).encoded()
 
 
 async def test_versions_never_go_back_whatever_becomes_of_a_host(
@@ -293,7 +293,7 @@ async def test_a_host_that_lags_serves_on_by_default_and_says_so(
         for wire in third.wires:
             wire.rate = SLOW
         second.break_off()
-        await three.announce(1, large(1, 45_000))  # takes longer than all looks at the host that lags
+        await three.announce(1, large(1))
         await three.until(1, 0)
         assert (await three.hosts[0].api.client.get("/readyz")).json()["model_version"] == 1
         await three.until(0, 1, 2)  # both answer, and tell:
