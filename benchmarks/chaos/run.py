@@ -122,8 +122,7 @@ def _one_run(options: ChaosOptions, log: Log, record: Record, stop: StopRequest,
         if options.objects:
             settings["artifacts_url"] = f"file://{folder}/objects"
         stores = stack.enter_context(own_stores(folder, schema=SCHEMA, **settings))
-        api_workers = 2 if disturbed else 1  # one is enough where none is killed
-        servers = [stack.enter_context(own_service(stores, api_workers=api_workers, worker=True, stop=stop))]
+        servers = [stack.enter_context(own_service(stores, api_workers=2, worker=True, stop=stop))]
         for number in range(2, options.api_hosts + 1):
             name, data_dir = f"asmg serve {number}", folder / f"host-{number}"
             further = own_service(stores, api_workers=1, stop=stop, name=name, data_dir=data_dir)

@@ -15,8 +15,8 @@ from asmg.experiments.report import write_report
 from asmg.experiments.run import run_experiment
 from tests.asmg.experiments import QUICK, ROWS, quiet
 from tests.asmg.logs import prepare_small
-from tests.asmg.ranks import FORKED
 from tests.asmg.reports import fake_run
+from tests.forked import FORKED
 
 
 @pytest.fixture(scope="package", autouse=True)

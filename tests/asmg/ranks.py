@@ -1,6 +1,5 @@
 """Processes that train together, started for a test without `torchrun`."""
 
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -12,12 +11,7 @@ from typing import Any
 import torch
 
 from asmg.ranks import joined
-
-FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(
-    ["tests.asmg.ranks", "asmg.team", "asmg.experiments.worker", "tests.asmg.cases", "tests.service.warm"]
-)
-"""Starts processes that have imported the library, and learned once, when they begin."""
+from tests.forked import FORKED
 
 TIMEOUT_SECONDS = 100.0
 """Longer than one of them compiles machine code that another has already."""

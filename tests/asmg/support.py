@@ -4,9 +4,9 @@ import math
 import tracemalloc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import cache, lru_cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from asmg.updaters.base import Updater
 
 ModelConfig = EmbeddingMLPConfig | MatrixFactorizationConfig
 UpdaterT = TypeVar("UpdaterT", bound=Updater[Any])
-P = ParamSpec("P")
 
 SMALL = EmbeddingMLPConfig(dim=3, hidden=(5, 4))
 SMALL_CATEGORIES = EmbeddingMLPConfig(dim=3, hidden=(5, 4), categories=True)
@@ -103,14 +102,14 @@ def period(
     )
 
 
-def made_once(make: Callable[P, PeriodData]) -> Callable[P, PeriodData]:
+def made_once(make: Callable[..., PeriodData]) -> Callable[..., PeriodData]:
     """Makes each period once and hands out copies, so that nobody can change another's."""
     made = lru_cache(500)(make)
 
     @wraps(make)
-    def another(*args: P.args, **kwargs: P.kwargs) -> PeriodData:
+    def another(*args: Any, **kwargs: Any) -> PeriodData:
         hashable = {name: tuple(value) if isinstance(value, list) else value for name, value in kwargs.items()}
-        return cloned(made(*args, **hashable))  # type: ignore[arg-type]
+        return cloned(made(*args, **hashable))
 
     return another
 
@@ -119,7 +118,7 @@ def cloned(value: Any) -> Any:
     """A copy of a dataclass and of all tensors within, which are not checked again."""
     if isinstance(value, Tensor):
         return value.clone()
-    if not hasattr(value, "__dataclass_fields__"):
+    if not is_dataclass(value):
         return value
     other = copy(value)
     vars(other).update({name: cloned(part) for name, part in vars(value).items()})
@@ -420,12 +419,6 @@ class SlowTraining:
         return total / len(order)
 
 
-@cache
-def returns_its_arguments(operation: Any) -> bool:
-    """Whether a torch operation only returns tensors that it was given, or views of them."""
-    return all(result.alias_info is not None for result in operation._schema.returns)
-
-
 def storages(values: Iterable[Any]) -> set[int]:
     """Where the tensors lie that an operation takes: single ones or lists of them."""
     found = set()
@@ -451,8 +444,6 @@ class Footprint(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if returns_its_arguments(func):
-            return result
         known = storages((*args, *(kwargs or {}).values()))
         for tensor in tensors_in(result):
             storage = tensor.untyped_storage()

@@ -1,6 +1,5 @@
 """Starts, watches and stops the programs of the service for the tests."""
 
-import multiprocessing
 import os
 import re
 import signal
@@ -17,20 +16,9 @@ from typing import Any
 
 import psutil
 
-ASMG = [sys.executable, "-m", "service.cli"]
+from tests.forked import FORKED
 
-FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(
-    [
-        "service.cli.program",
-        "service.cli.import_log.run",
-        "service.demo.run",
-        "service.processes.worker",
-        "service.worker",
-        "tests.service.warm",
-    ]
-)
-"""Starts processes that have imported the service when they begin, which takes seconds otherwise."""
+ASMG = [sys.executable, "-m", "service.cli"]
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:

@@ -34,6 +34,7 @@ from service.use_cases.retention import drop_old_logs, merge_event_ids
 from service.use_cases.update.context import UpdateContext
 from service.use_cases.update.resolve import resolve_labels
 from service.use_cases.verify import verify
+from tests.forked import FORKED
 from tests.service.deletion_support import (
     ANN,
     LAMP,
@@ -44,7 +45,6 @@ from tests.service.deletion_support import (
     delete,
     marked,
 )
-from tests.service.programs import FORKED
 from tests.service.redis_support import PausedDatabase
 from tests.service.update_support import HOUR_MS, Bench, moment, scalar, until_true
 from tests.service.worker_processes import forked_worker

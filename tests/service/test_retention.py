@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -79,27 +80,26 @@ def learned(
 
 
 @pytest.fixture
-async def six(
-    copy: Callable[..., str], learned: dict[int, str], redis_url: str, tmp_path: Path
-) -> AsyncIterator[Bench]:
-    """A bench on a copy of the one with six."""
-    async with bench(copy(learned[6]), redis_url, tmp_path, **FEW, swap_lead_seconds=0) as b:
+def few_on(redis_url: str, tmp_path: Path) -> Callable[[str], AbstractAsyncContextManager[Bench]]:
+    """A bench on a database, which keeps as little as it may."""
+    return lambda dsn: bench(dsn, redis_url, tmp_path, **FEW, swap_lead_seconds=0)
+
+
+@pytest.fixture
+async def six(few_on: Any, copy: Callable[..., str], learned: dict[int, str]) -> AsyncIterator[Bench]:
+    async with few_on(copy(learned[6])) as b:
         yield b
 
 
 @pytest.fixture
-async def five(
-    copy: Callable[..., str], learned: dict[int, str], redis_url: str, tmp_path: Path
-) -> AsyncIterator[Bench]:
-    """A bench on a copy of the one with five."""
-    async with bench(copy(learned[5]), redis_url, tmp_path, **FEW, swap_lead_seconds=0) as b:
+async def five(few_on: Any, copy: Callable[..., str], learned: dict[int, str]) -> AsyncIterator[Bench]:
+    async with few_on(copy(learned[5])) as b:
         yield b
 
 
 @pytest.fixture
-async def few(postgres_dsn: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
-    """A bench that keeps as little as it may."""
-    async with bench(postgres_dsn, redis_url, tmp_path, **FEW, swap_lead_seconds=0) as b:
+async def few(few_on: Any, postgres_dsn: str) -> AsyncIterator[Bench]:
+    async with few_on(postgres_dsn) as b:
         yield b
 
 

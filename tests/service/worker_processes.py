@@ -10,7 +10,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from tests.service.programs import FORKED, start
+from tests.forked import FORKED
+from tests.service.programs import start
 
 NUMBERS = count(1)
 POLL_SECONDS = 0.05
