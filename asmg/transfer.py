@@ -32,7 +32,7 @@ __all__ = ["CHUNK_ROWS", "Output", "Transfer", "TransferShape"]
 Output = Literal["residual", "direct"]
 """Whether the trained row is added to the output of a net."""
 
-CHUNK_ROWS = 1_024
+CHUNK_ROWS = 512
 """Rows of a table that are transferred together. Fewer are filled up with zeros: on some processors torch rounds a
 product by how many rows it has, and what becomes of a row does not depend on how many others there are."""
 
